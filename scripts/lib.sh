@@ -21,7 +21,7 @@ step() {
     say "$((SECONDS - start)) s"
   else
     say "failed after $((SECONDS - start)) s:"
-    tail -n 40 "$log" >&2
+    tail -n 60 "$log" >&2
   fi
   rm -f "$log"
   return "$status"
