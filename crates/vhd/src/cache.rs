@@ -1,0 +1,184 @@
+//! The cache of sector bitmaps of blocks that are not full, with a bound in bytes.
+//!
+//! A bitmap in the cache is what counts: bits are set here when data are in the file, and go to disk with the next commit.
+//! So an entry with bits that are not on disk yet (dirty), or that a write in flight will mark (pinned), is never evicted.
+
+use rustc_hash::FxHashMap;
+use slab::Slab;
+
+use crate::format::bitmap;
+use crate::request::Piece;
+
+/// Fewer entries than this are never a reason to evict one.
+const MIN_ENTRIES: usize = 16;
+
+#[derive(Debug)]
+pub(crate) struct Entry {
+    /// Image in the chain, leaf first.
+    pub(crate) level: u16,
+    pub(crate) block: u32,
+    pub(crate) bits: Box<[u8]>,
+    /// Parts of requests that wait until the bitmap is loaded; `None` once it is.
+    pub(crate) loading: Option<Vec<Piece>>,
+    /// Has bits that are not on disk.
+    pub(crate) dirty: bool,
+    /// Writes in flight that will set bits here, and commits that are writing the bitmap.
+    pub(crate) pins: u32,
+    /// Used since the clock hand passed last.
+    referenced: bool,
+}
+
+/// What the cache knows of a bitmap.
+pub(crate) enum Lookup {
+    /// In the cache under this index.
+    Ready(u32),
+    /// On its way; wait at this index.
+    Loading(u32),
+    /// Not there.
+    Missing,
+}
+
+#[derive(Debug)]
+pub(crate) struct BitmapCache {
+    entries: Slab<Entry>,
+    index: FxHashMap<(u16, u32), u32>,
+    hand: usize,
+    bytes: usize,
+    limit: usize,
+    /// Entries with bits that are not on disk.
+    dirty: Vec<u32>,
+    /// Something changed that may allow an eviction.
+    pub(crate) relaxed: bool,
+}
+
+impl BitmapCache {
+    /// A cache for at most `limit` bytes of bitmaps.
+    pub(crate) fn new(limit: usize) -> Self {
+        Self {
+            entries: Slab::new(),
+            index: FxHashMap::default(),
+            hand: 0,
+            bytes: 0,
+            limit,
+            dirty: Vec::new(),
+            relaxed: false,
+        }
+    }
+
+    pub(crate) fn lookup(&mut self, level: u16, block: u32) -> Lookup {
+        let Some(&index) = self.index.get(&(level, block)) else {
+            return Lookup::Missing;
+        };
+        match self.entries.get_mut(index as usize) {
+            Some(Entry {
+                loading: None,
+                referenced,
+                ..
+            }) => {
+                *referenced = true;
+                Lookup::Ready(index)
+            }
+            _ => Lookup::Loading(index),
+        }
+    }
+
+    pub(crate) fn get(&mut self, index: u32) -> Option<&mut Entry> {
+        self.entries.get_mut(index as usize)
+    }
+
+    /// Adds a bitmap, evicting others if need be; `None` if there is no room as long as nothing gets clean or unpinned.
+    pub(crate) fn insert(
+        &mut self,
+        level: u16,
+        block: u32,
+        bits: Box<[u8]>,
+        loading: Option<Vec<Piece>>,
+    ) -> Option<u32> {
+        while self.bytes + bits.len() > self.limit && self.entries.len() >= MIN_ENTRIES {
+            let victim = self.victim()?;
+            self.remove(victim);
+        }
+        self.bytes += bits.len();
+        let entry = Entry {
+            level,
+            block,
+            bits,
+            loading,
+            dirty: false,
+            pins: 0,
+            referenced: true,
+        };
+        let index = self.entries.insert(entry) as u32;
+        self.index.insert((level, block), index);
+        Some(index)
+    }
+
+    pub(crate) fn remove(&mut self, index: u32) {
+        if let Some(entry) = self.entries.try_remove(index as usize) {
+            self.bytes -= entry.bits.len();
+            self.index.remove(&(entry.level, entry.block));
+            self.relaxed = true;
+        }
+    }
+
+    /// Takes back a pin.
+    pub(crate) fn unpin(&mut self, index: u32) {
+        if let Some(entry) = self.get(index) {
+            entry.pins = entry.pins.saturating_sub(1);
+            self.relaxed = true;
+        }
+    }
+
+    /// Sets bits of sectors whose data are in the file now.
+    pub(crate) fn mark(&mut self, index: u32, first: u32, count: u32) {
+        if let Some(entry) = self.entries.get_mut(index as usize)
+            && bitmap::set_range(&mut entry.bits, first, count)
+            && !std::mem::replace(&mut entry.dirty, true)
+        {
+            self.dirty.push(index);
+        }
+    }
+
+    /// Makes an entry dirty again whose bits did not reach the disk.
+    pub(crate) fn mark_dirty(&mut self, index: u32) {
+        if let Some(entry) = self.entries.get_mut(index as usize)
+            && !std::mem::replace(&mut entry.dirty, true)
+        {
+            self.dirty.push(index);
+        }
+    }
+
+    /// Whether any bits are not on disk.
+    pub(crate) fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// Takes at most `limit` dirty entries to be written: pins them and makes them clean.
+    pub(crate) fn take_dirty(&mut self, limit: usize) -> Vec<u32> {
+        let taken = self.dirty.split_off(self.dirty.len().saturating_sub(limit));
+        for index in &taken {
+            if let Some(entry) = self.entries.get_mut(*index as usize) {
+                entry.dirty = false;
+                entry.pins += 1;
+            }
+        }
+        taken
+    }
+
+    /// The next entry that may go, second chance.
+    fn victim(&mut self) -> Option<u32> {
+        let capacity = self.entries.capacity();
+        for _ in 0..2 * capacity {
+            self.hand = (self.hand + 1) % capacity;
+            if let Some(entry) = self.entries.get_mut(self.hand)
+                && entry.loading.is_none()
+                && !entry.dirty
+                && entry.pins == 0
+                && !std::mem::take(&mut entry.referenced)
+            {
+                return Some(self.hand as u32);
+            }
+        }
+        None
+    }
+}

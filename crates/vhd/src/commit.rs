@@ -1,0 +1,209 @@
+//! Commits: how what the guest wrote becomes durable, in an order that a power cut can't spoil.
+//!
+//! A flush (or a write with FUA, once its data are written) joins the next commit; all that wait then share it. A commit
+//! takes the bits and BAT entries that are not on disk as they are when it begins, and then
+//!
+//! 1. syncs, if any of those bits may be set before its data are durable, or any entry may name a block whose extent is
+//!    not durable (a barrier);
+//! 2. writes the bitmaps and BAT sectors, neighbours together;
+//! 3. syncs, and ends the requests.
+//!
+//! So a bit never reaches the disk before its data, nor an entry before its bitmap.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use crate::core::Core;
+use crate::error::{Error, Result};
+use crate::extend::sync_leaf;
+use crate::format::bat::{self, ENTRIES_PER_SECTOR};
+use crate::io::Io;
+
+/// Bitmaps that are written between two barriers at most, which bounds the memory of a commit.
+const BITMAPS_PER_ROUND: usize = 1024;
+
+/// What is not on disk yet, and who waits for it.
+#[derive(Debug, Default)]
+pub(crate) struct CommitState {
+    /// Requests that end with the next commit.
+    pub(crate) waiters: Vec<u32>,
+    /// A commit is wanted though nobody waits: the host is idle, or the cache is full of dirty bitmaps.
+    pub(crate) wanted: bool,
+    pub(crate) running: bool,
+    /// The image was changed since it was opened.
+    pub(crate) modified: bool,
+    /// A sync in the background failed with this errno, which the next flush must report.
+    pub(crate) sync_error: Option<i32>,
+    /// BAT sectors with entries that are not on disk.
+    dirty_bat: BTreeSet<u32>,
+    /// Largest place that such an entry names.
+    last_place: u32,
+}
+
+impl CommitState {
+    /// `block` was given the place `place`.
+    pub(crate) fn allocated(&mut self, block: u32, place: u32) {
+        self.dirty_bat.insert(block / ENTRIES_PER_SECTOR as u32);
+        self.last_place = self.last_place.max(place);
+    }
+
+    /// Whether BAT entries are not on disk.
+    pub(crate) fn is_dirty(&self) -> bool {
+        !self.dirty_bat.is_empty()
+    }
+}
+
+/// What one round of a commit writes.
+struct Round {
+    file: u16,
+    barrier: bool,
+    /// Cache indexes and blocks of the bitmaps, pinned meanwhile.
+    bitmaps: Vec<u32>,
+    bat: BTreeSet<u32>,
+    last_place: u32,
+    /// Byte offsets and contents.
+    bitmap_writes: Vec<(u64, Vec<u8>)>,
+    bat_writes: Vec<(u64, Vec<u8>)>,
+    last: bool,
+}
+
+/// Task: commits until nobody waits for another one.
+pub(crate) async fn commit(core: Rc<RefCell<Core>>, io: Io) {
+    loop {
+        let (waiters, failed) = {
+            let mut core = core.borrow_mut();
+            core.commit.wanted = false;
+            (
+                std::mem::take(&mut core.commit.waiters),
+                core.commit.sync_error.take(),
+            )
+        };
+        let outcome = match failed {
+            Some(errno) => Err(Error::io("file", 0, errno)),
+            None => run(&core, &io).await,
+        };
+        let mut core = core.borrow_mut();
+        for waiter in waiters {
+            if let (Err(error), Some(request)) = (&outcome, core.requests.get_mut(waiter as usize))
+            {
+                request.status = -error.errno;
+            }
+            core.finish(waiter);
+        }
+        if core.commit.waiters.is_empty() {
+            core.commit.running = false;
+            return;
+        }
+    }
+}
+
+/// Makes everything durable that was written before the call.
+pub(crate) async fn run(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
+    loop {
+        let round = begin_round(&mut core.borrow_mut());
+        let outcome = write_round(core, io, &round).await;
+        end_round(&mut core.borrow_mut(), &round, outcome.is_ok());
+        outcome?;
+        if round.last {
+            return Ok(());
+        }
+    }
+}
+
+fn begin_round(core: &mut Core) -> Round {
+    let bitmaps = core.cache.take_dirty(BITMAPS_PER_ROUND);
+    let last = !core.cache.is_dirty();
+    let (bat, last_place) = if last {
+        (
+            std::mem::take(&mut core.commit.dirty_bat),
+            std::mem::take(&mut core.commit.last_place),
+        )
+    } else {
+        (BTreeSet::new(), 0)
+    };
+    let barrier = !bitmaps.is_empty() || !bat.is_empty() && !core.allocator.is_durable(last_place);
+    let mut bitmap_writes = Vec::with_capacity(bitmaps.len());
+    for index in &bitmaps {
+        let Some(entry) = core.cache.get(*index) else {
+            continue;
+        };
+        let (block, bits) = (entry.block, entry.bits.to_vec());
+        if let Some(sector) = core
+            .leaf_blocks()
+            .and_then(|blocks| blocks.bitmap_sector(block))
+        {
+            bitmap_writes.push((sector * 512, bits));
+        }
+    }
+    let file = core.leaf().file;
+    let bat_writes = core
+        .leaf_blocks()
+        .map(|blocks| bat_writes(blocks, &bat))
+        .unwrap_or_default();
+    Round {
+        file,
+        barrier,
+        bitmaps,
+        bat,
+        last_place,
+        bitmap_writes,
+        bat_writes,
+        last,
+    }
+}
+
+/// The dirty sectors of the BAT, neighbours joined.
+fn bat_writes(blocks: &crate::image::Blocks, sectors: &BTreeSet<u32>) -> Vec<(u64, Vec<u8>)> {
+    let mut writes: Vec<(u64, Vec<u8>)> = Vec::new();
+    for sector in sectors {
+        let first = *sector as usize * ENTRIES_PER_SECTOR;
+        let entries = blocks
+            .bat
+            .get(first..first + ENTRIES_PER_SECTOR)
+            .unwrap_or_default();
+        let offset = blocks.header.table_offset + u64::from(*sector) * 512;
+        let bytes = bat::encode(entries);
+        match writes.last_mut() {
+            Some((start, joined)) if *start + joined.len() as u64 == offset => joined.extend(bytes),
+            _ => writes.push((offset, bytes)),
+        }
+    }
+    writes
+}
+
+async fn write_round(core: &Rc<RefCell<Core>>, io: &Io, round: &Round) -> Result<()> {
+    if round.barrier {
+        sync_leaf(core, io).await?;
+    }
+    fn pieces(writes: &[(u64, Vec<u8>)]) -> impl Iterator<Item = (u64, &[u8])> {
+        writes
+            .iter()
+            .map(|(offset, bytes)| (*offset, bytes.as_slice()))
+    }
+    io.write_all("bitmap", round.file, pieces(&round.bitmap_writes))
+        .await?;
+    io.write_all("BAT", round.file, pieces(&round.bat_writes))
+        .await?;
+    if round.last {
+        sync_leaf(core, io).await
+    } else {
+        Ok(())
+    }
+}
+
+fn end_round(core: &mut Core, round: &Round, good: bool) {
+    for index in &round.bitmaps {
+        core.cache.unpin(*index);
+        if !good {
+            core.cache.mark_dirty(*index);
+        } else if let Some(entry) = core.cache.get(*index) {
+            let (level, block) = (entry.level, entry.block);
+            core.note_if_full(level, block, *index);
+        }
+    }
+    if !good {
+        core.commit.dirty_bat.extend(&round.bat);
+        core.commit.last_place = core.commit.last_place.max(round.last_place);
+    }
+}

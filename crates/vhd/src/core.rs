@@ -1,0 +1,613 @@
+//! The request path: a request becomes an I/O plan, completions move it on.
+//!
+//! A request is cut where blocks and chain levels meet; neighbouring parts that stay neighbours in a file are joined
+//! again. A part that must wait (for a bitmap, for new space) is parked as a [`Piece`] and started over when it may go on.
+//! Nothing here awaits: allocation extents and commits are tasks (`extend.rs`, `commit.rs`) that the path only asks for.
+
+use std::collections::VecDeque;
+
+use slab::Slab;
+
+use crate::cache::{BitmapCache, Lookup};
+use crate::commit::CommitState;
+use crate::error::errno;
+use crate::extend::Allocator;
+use crate::format::bitmap;
+use crate::image::{Blocks, Image, Layout};
+use crate::io::{Mark, Owner, Queue, Transfer, plain_op};
+use crate::record::{Completion, FLAG_FUA, Finished, Op, OpKind, RequestKind, TdRequest};
+use crate::request::{Piece, Request};
+
+/// Sectors in the largest request that the engine takes: 1 GiB, so that a transfer's length fits a completion.
+const MAX_SECTORS: u32 = 1 << 21;
+
+/// The state of an open virtual disk.
+#[derive(Debug)]
+pub(crate) struct Core {
+    /// The images, leaf first.
+    pub(crate) chain: Vec<Image>,
+    pub(crate) read_only: bool,
+    /// No new requests are taken.
+    pub(crate) closing: bool,
+    pub(crate) requests: Slab<Request>,
+    pub(crate) finished: VecDeque<Finished>,
+    pub(crate) cache: BitmapCache,
+    pub(crate) allocator: Allocator,
+    pub(crate) commit: CommitState,
+    /// Parts that wait for staging memory or room in the bitmap cache.
+    starved: Vec<Piece>,
+}
+
+/// Where a part of a block's data is, and what the block's bitmap says.
+struct Place {
+    file: u16,
+    /// Sector of the bitmap in the file.
+    bitmap: u64,
+    bitmap_bytes: usize,
+    /// Byte offset of the part's first sector.
+    data: u64,
+    block: u32,
+    /// The part's first sector in the block.
+    first: u32,
+    full: bool,
+}
+
+impl Core {
+    pub(crate) fn new(leaf: Image, read_only: bool, bitmap_cache_bytes: usize) -> Self {
+        Self {
+            allocator: Allocator::new(&leaf),
+            chain: vec![leaf],
+            read_only,
+            closing: false,
+            requests: Slab::new(),
+            finished: VecDeque::new(),
+            cache: BitmapCache::new(bitmap_cache_bytes),
+            commit: CommitState::default(),
+            starved: Vec::new(),
+        }
+    }
+
+    /// The leaf: the only image that is written.
+    pub(crate) fn leaf(&mut self) -> &mut Image {
+        // A core is made with its leaf and never loses it.
+        &mut self.chain[0]
+    }
+
+    /// The leaf's blocks, if it has a BAT.
+    pub(crate) fn leaf_blocks(&mut self) -> Option<&mut Blocks> {
+        match &mut self.leaf().layout {
+            Layout::Blocks(blocks) => Some(blocks),
+            Layout::Flat => None,
+        }
+    }
+
+    /// Takes on a request.
+    pub(crate) fn submit(&mut self, queue: &mut Queue, request: &TdRequest) {
+        match self.check(request) {
+            Ok(kind) => self.start(queue, kind, request),
+            Err(errno) => self.finished.push_back(Finished {
+                tag: request.tag,
+                status: -errno,
+            }),
+        }
+    }
+
+    fn check(&mut self, request: &TdRequest) -> Result<RequestKind, i32> {
+        if self.closing {
+            return Err(errno::ESHUTDOWN);
+        }
+        let kind = RequestKind::from_raw(request.kind).ok_or(errno::EOPNOTSUPP)?;
+        match kind {
+            RequestKind::Flush => return Ok(kind),
+            RequestKind::Read => {}
+            RequestKind::Write if self.read_only => return Err(errno::EPERM),
+            RequestKind::Write => {}
+            RequestKind::Discard | RequestKind::WriteZeroes | RequestKind::BlockStatus => {
+                return Err(errno::EOPNOTSUPP);
+            }
+        }
+        let end = request
+            .sector
+            .checked_add(u64::from(request.sectors))
+            .ok_or(errno::EINVAL)?;
+        let in_range = end <= self.leaf().sectors && (1..=MAX_SECTORS).contains(&request.sectors);
+        let in_memory = request
+            .buffer
+            .checked_add(request.sectors.saturating_mul(512))
+            .is_some();
+        if in_range && in_memory {
+            Ok(kind)
+        } else {
+            Err(errno::EINVAL)
+        }
+    }
+
+    fn start(&mut self, queue: &mut Queue, kind: RequestKind, request: &TdRequest) {
+        let index = self.requests.insert(Request {
+            tag: request.tag,
+            kind,
+            fua: request.flags & FLAG_FUA != 0,
+            region: request.region,
+            // One part for this function itself, so that the request can't end before all its parts are known.
+            parts: 1,
+            status: 0,
+        }) as u32;
+        if kind == RequestKind::Flush {
+            self.join_commit(index);
+            return;
+        }
+        let piece = Piece {
+            request: index,
+            level: 0,
+            sector: request.sector,
+            count: request.sectors,
+            buffer: request.buffer,
+        };
+        self.advance(queue, piece);
+        self.part_done(index, 0);
+    }
+
+    /// Starts or restarts a part of a request.
+    fn advance(&mut self, queue: &mut Queue, piece: Piece) {
+        match self.requests.get(piece.request as usize) {
+            // Another part failed: no use in going on.
+            Some(request) if request.status != 0 => {}
+            Some(Request {
+                kind: RequestKind::Read,
+                ..
+            }) => self.read(queue, piece),
+            Some(_) => self.write(queue, piece),
+            None => {}
+        }
+    }
+
+    /// Lets a part wait: it counts as one of its request's until [`Core::resume`].
+    fn park(&mut self, piece: Piece) -> Piece {
+        if let Some(request) = self.requests.get_mut(piece.request as usize) {
+            request.parts += 1;
+        }
+        piece
+    }
+
+    /// Restarts parked parts.
+    pub(crate) fn resume(&mut self, queue: &mut Queue, pieces: Vec<Piece>) {
+        for piece in pieces {
+            self.advance(queue, piece);
+            self.part_done(piece.request, 0);
+        }
+    }
+
+    /// Fails parked parts with a (positive) errno value.
+    pub(crate) fn fail(&mut self, pieces: Vec<Piece>, errno: i32) {
+        for piece in pieces {
+            self.part_done(piece.request, -errno);
+        }
+    }
+
+    /// Gives parts another chance that found no memory.
+    pub(crate) fn retry_starved(&mut self, queue: &mut Queue) {
+        if !self.starved.is_empty() {
+            let starved = std::mem::take(&mut self.starved);
+            self.resume(queue, starved);
+        }
+    }
+
+    fn read(&mut self, queue: &mut Queue, piece: Piece) {
+        let Some(image) = self.chain.get(usize::from(piece.level)) else {
+            return self.zero(queue, piece);
+        };
+        // An image may be smaller than its child; behind its end there are zeros.
+        let here = image
+            .sectors
+            .saturating_sub(piece.sector)
+            .min(u64::from(piece.count)) as u32;
+        if here < piece.count {
+            if here > 0 {
+                self.read(queue, piece.part(0, here));
+            }
+            return self.zero(queue, piece.part(here, piece.count - here));
+        }
+        if let Layout::Flat = image.layout {
+            let file = image.file;
+            return self.transfer(queue, OpKind::Read, file, piece.sector * 512, piece, None);
+        }
+        self.each_block(queue, piece, Self::read_block);
+    }
+
+    fn write(&mut self, queue: &mut Queue, piece: Piece) {
+        let leaf = self.leaf();
+        if let Layout::Flat = leaf.layout {
+            let file = leaf.file;
+            return self.transfer(queue, OpKind::Write, file, piece.sector * 512, piece, None);
+        }
+        self.each_block(queue, piece, Self::write_block);
+    }
+
+    /// Calls `handle` for the part of `piece` in each block, with the block's place if it is in this file.
+    fn each_block(
+        &mut self,
+        queue: &mut Queue,
+        piece: Piece,
+        handle: fn(&mut Self, &mut Queue, Piece, u32, Option<Place>),
+    ) {
+        let mut done = 0;
+        while done < piece.count {
+            let Some(Image {
+                file,
+                layout: Layout::Blocks(blocks),
+                ..
+            }) = self.chain.get(usize::from(piece.level))
+            else {
+                return;
+            };
+            let sector = piece.sector + u64::from(done);
+            let per_block = u64::from(blocks.sectors_per_block);
+            let (block, first) = ((sector / per_block) as u32, (sector % per_block) as u32);
+            let count = (piece.count - done).min(blocks.sectors_per_block - first);
+            let place = blocks.bitmap_sector(block).map(|bitmap| Place {
+                file: *file,
+                bitmap,
+                bitmap_bytes: blocks.bitmap_bytes(),
+                data: (bitmap + u64::from(blocks.bitmap_sectors) + u64::from(first)) * 512,
+                block,
+                first,
+                full: blocks.is_full(block),
+            });
+            handle(self, queue, piece.part(done, count), block, place);
+            done += count;
+        }
+    }
+
+    fn read_block(&mut self, queue: &mut Queue, piece: Piece, _: u32, place: Option<Place>) {
+        let Some(place) = place else {
+            return self.read(
+                queue,
+                Piece {
+                    level: piece.level + 1,
+                    ..piece
+                },
+            );
+        };
+        if place.full {
+            return self.transfer(queue, OpKind::Read, place.file, place.data, piece, None);
+        }
+        let Some(entry) = self.bitmap(queue, piece, &place) else {
+            return;
+        };
+        let mut done = 0;
+        while done < piece.count {
+            let Some(bits) = self.cache.get(entry).map(|entry| &entry.bits) else {
+                return;
+            };
+            let (present, count) = bitmap::run(bits, place.first + done, piece.count - done);
+            let part = piece.part(done, count);
+            if present {
+                let offset = place.data + u64::from(done) * 512;
+                self.transfer(queue, OpKind::Read, place.file, offset, part, None);
+            } else {
+                self.read(
+                    queue,
+                    Piece {
+                        level: piece.level + 1,
+                        ..part
+                    },
+                );
+            }
+            done += count;
+        }
+    }
+
+    fn write_block(&mut self, queue: &mut Queue, piece: Piece, block: u32, place: Option<Place>) {
+        let Some(place) = place else {
+            return match self.allocate(block) {
+                // Its place is known now.
+                Allocated::Yes => self.write(queue, piece),
+                Allocated::Wait => {
+                    let piece = self.park(piece);
+                    self.allocator.waiting.push(piece);
+                }
+                Allocated::Starved => {
+                    let piece = self.park(piece);
+                    self.starved.push(piece);
+                }
+            };
+        };
+        if place.full {
+            return self.transfer(queue, OpKind::Write, place.file, place.data, piece, None);
+        }
+        let Some(index) = self.bitmap(queue, piece, &place) else {
+            return;
+        };
+        let Some(entry) = self.cache.get(index) else {
+            return;
+        };
+        let mark = if bitmap::run(&entry.bits, place.first, piece.count) == (true, piece.count) {
+            None
+        } else {
+            entry.pins += 1;
+            Some(Mark {
+                entry: index,
+                first: place.first,
+                count: piece.count,
+            })
+        };
+        self.transfer(queue, OpKind::Write, place.file, place.data, piece, mark);
+    }
+
+    /// Finds a place for a block of the leaf that has none.
+    fn allocate(&mut self, block: u32) -> Allocated {
+        let Some(slot) = self.allocator.peek() else {
+            return Allocated::Wait;
+        };
+        let Some(blocks) = self.leaf_blocks() else {
+            return Allocated::Wait;
+        };
+        let (born_full, bytes) = (blocks.born_full(), blocks.bitmap_bytes());
+        if !born_full
+            && self
+                .cache
+                .insert(0, block, vec![0; bytes].into_boxed_slice(), None)
+                .is_none()
+        {
+            self.commit.wanted = true;
+            return Allocated::Starved;
+        }
+        let Some(blocks) = self.leaf_blocks() else {
+            return Allocated::Wait;
+        };
+        if let Some(entry) = blocks.bat.get_mut(block as usize) {
+            *entry = slot;
+        }
+        if born_full {
+            blocks.set_full(block);
+        }
+        let end = u64::from(slot) + blocks.block_span();
+        blocks.data_end = blocks.data_end.max(end);
+        self.allocator.take();
+        self.commit.allocated(block, slot);
+        Allocated::Yes
+    }
+
+    /// The bitmap of a block, or `None` after parking `piece` until it is there.
+    fn bitmap(&mut self, queue: &mut Queue, piece: Piece, place: &Place) -> Option<u32> {
+        match self.cache.lookup(piece.level, place.block) {
+            Lookup::Ready(index) => return Some(index),
+            Lookup::Loading(index) => {
+                let piece = self.park(piece);
+                if let Some(waiting) = self
+                    .cache
+                    .get(index)
+                    .and_then(|entry| entry.loading.as_mut())
+                {
+                    waiting.push(piece);
+                }
+            }
+            Lookup::Missing => {
+                let piece = self.park(piece);
+                if !self.load_bitmap(queue, piece, place) {
+                    self.starved.push(piece);
+                }
+            }
+        }
+        None
+    }
+
+    /// Starts loading a bitmap on behalf of a parked piece; false if there is no memory for it now.
+    fn load_bitmap(&mut self, queue: &mut Queue, piece: Piece, place: &Place) -> bool {
+        let Some(chunk) = queue.staging.allocate(place.bitmap_bytes) else {
+            return false;
+        };
+        let bits = vec![0; place.bitmap_bytes].into_boxed_slice();
+        let Some(entry) = self
+            .cache
+            .insert(piece.level, place.block, bits, Some(vec![piece]))
+        else {
+            queue.staging.free(chunk);
+            self.commit.wanted = true;
+            return false;
+        };
+        let op = plain_op(
+            OpKind::Read,
+            place.file,
+            place.bitmap * 512,
+            place.bitmap_bytes as u64,
+        );
+        queue.push(
+            Op {
+                buffer: chunk.offset(),
+                ..op
+            },
+            Owner::Bitmap { entry, chunk },
+        );
+        true
+    }
+
+    fn zero(&mut self, queue: &mut Queue, piece: Piece) {
+        self.transfer(queue, OpKind::ZeroBuffer, 0, 0, piece, None);
+    }
+
+    /// Moves a part's data, joining it to the part before where they are neighbours in file and memory.
+    fn transfer(
+        &mut self,
+        queue: &mut Queue,
+        kind: OpKind,
+        file: u16,
+        offset: u64,
+        piece: Piece,
+        mark: Option<Mark>,
+    ) {
+        let Some(request) = self.requests.get_mut(piece.request as usize) else {
+            return;
+        };
+        let length = u64::from(piece.count) * 512;
+        // Zeroing a buffer moves no bytes of a file.
+        let expected = if kind == OpKind::ZeroBuffer {
+            0
+        } else {
+            length
+        };
+        if mark.is_none()
+            && let Some(last) = queue.ops.back().copied()
+            && last.kind == kind
+            && last.file == file
+            && last.region == request.region
+            && u64::from(last.buffer) + last.length == u64::from(piece.buffer)
+            && (kind == OpKind::ZeroBuffer || last.offset + last.length == offset)
+            && let Some(Owner::Transfer(transfer)) = queue.owner_mut(last.id)
+            && transfer.request == piece.request
+            && transfer.mark.is_none()
+        {
+            transfer.expected += expected;
+            if let Some(last) = queue.ops.back_mut() {
+                last.length += length;
+            }
+            return;
+        }
+        request.parts += 1;
+        let op = Op {
+            region: request.region,
+            buffer: piece.buffer,
+            ..plain_op(kind, file, offset, length)
+        };
+        queue.push(
+            op,
+            Owner::Transfer(Transfer {
+                request: piece.request,
+                expected,
+                mark,
+            }),
+        );
+    }
+
+    /// Takes in a completion.
+    pub(crate) fn complete(&mut self, queue: &mut Queue, completion: Completion) {
+        match queue.complete(completion) {
+            Some(Owner::Transfer(transfer)) => self.transferred(transfer, completion.result),
+            Some(Owner::Bitmap { entry, chunk }) => {
+                self.bitmap_loaded(queue, entry, chunk, completion.result);
+            }
+            Some(Owner::Task(_)) | None => {}
+        }
+    }
+
+    fn transferred(&mut self, transfer: Transfer, result: i32) {
+        let status = match u64::try_from(result) {
+            Err(_) => result,
+            Ok(moved) if moved == transfer.expected => 0,
+            // The file ended, or took less, where it should not have.
+            Ok(_) => -errno::EIO,
+        };
+        if let Some(mark) = transfer.mark {
+            if status == 0 {
+                self.cache.mark(mark.entry, mark.first, mark.count);
+            }
+            self.cache.unpin(mark.entry);
+        }
+        self.part_done(transfer.request, status);
+    }
+
+    fn bitmap_loaded(
+        &mut self,
+        queue: &mut Queue,
+        index: u32,
+        chunk: crate::staging::Chunk,
+        result: i32,
+    ) {
+        let Some(entry) = self.cache.get(index) else {
+            return;
+        };
+        let waiting = entry.loading.take().unwrap_or_default();
+        let length = entry.bits.len();
+        let (level, block) = (entry.level, entry.block);
+        entry
+            .bits
+            .copy_from_slice(&queue.staging.chunk(chunk)[..length]);
+        queue.staging.free(chunk);
+        if result.cast_unsigned() as usize != length {
+            self.cache.remove(index);
+            return self.fail(
+                waiting,
+                if result < 0 {
+                    result.saturating_neg()
+                } else {
+                    errno::EIO
+                },
+            );
+        }
+        self.note_if_full(level, block, index);
+        self.resume(queue, waiting);
+    }
+
+    /// Replaces the cached bitmap of a full block, all on disk, by the one bit that says so.
+    pub(crate) fn note_if_full(&mut self, level: u16, block: u32, index: u32) {
+        let Some(image) = self.chain.get_mut(usize::from(level)) else {
+            return;
+        };
+        let (sectors, Layout::Blocks(blocks)) = (image.sectors, &mut image.layout) else {
+            return;
+        };
+        // Only the sectors that the disk has count in its last block.
+        let start = u64::from(block) * u64::from(blocks.sectors_per_block);
+        let bits = sectors
+            .saturating_sub(start)
+            .min(u64::from(blocks.sectors_per_block)) as u32;
+        if let Some(entry) = self.cache.get(index)
+            && !entry.dirty
+            && entry.pins == 0
+            && bitmap::is_full(&entry.bits, bits)
+        {
+            blocks.set_full(block);
+            self.cache.remove(index);
+        }
+    }
+
+    /// A part of a request is over, with 0 or a negative errno value.
+    pub(crate) fn part_done(&mut self, index: u32, status: i32) {
+        let Some(request) = self.requests.get_mut(index as usize) else {
+            return;
+        };
+        if request.status == 0 {
+            request.status = status;
+        }
+        request.parts -= 1;
+        if request.parts > 0 {
+            return;
+        }
+        if request.kind == RequestKind::Write {
+            self.commit.modified = true;
+            if request.fua && request.status == 0 {
+                request.parts = 1;
+                return self.join_commit(index);
+            }
+        }
+        self.finish(index);
+    }
+
+    /// Hands a request to the next commit, which ends it.
+    fn join_commit(&mut self, index: u32) {
+        if self.read_only {
+            return self.finish(index);
+        }
+        self.commit.waiters.push(index);
+    }
+
+    /// Ends a request with the status that it has.
+    pub(crate) fn finish(&mut self, index: u32) {
+        if let Some(request) = self.requests.try_remove(index as usize) {
+            self.finished.push_back(Finished {
+                tag: request.tag,
+                status: request.status,
+            });
+        }
+    }
+}
+
+/// Outcome of an attempt to find a place for a block.
+enum Allocated {
+    /// The BAT in memory names the block's place now.
+    Yes,
+    /// There is no free place: more are on their way.
+    Wait,
+    /// No room for the new block's bitmap in the cache.
+    Starved,
+}

@@ -1,0 +1,241 @@
+//! The engine of one virtual disk, as its host sees it: records in, records out, and a job now and then.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Waker};
+
+use crate::commit;
+use crate::core::Core;
+use crate::error::{Error, Result, errno};
+use crate::extend;
+use crate::io::{Io, until};
+use crate::open::{self, FileSpec, ImageInfo};
+use crate::record::{Completion, Finished, Op, TdRequest};
+
+type Task = Pin<Box<dyn Future<Output = ()>>>;
+type Outcome = Rc<RefCell<Option<Result<Option<ImageInfo>>>>>;
+
+/// State of the job that was started last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Job {
+    /// None was started.
+    None,
+    /// Operations of it are in the queue or in flight.
+    Running,
+    /// It is over; opening yields what was opened.
+    Over(Result<Option<ImageInfo>>),
+}
+
+/// One virtual disk.
+///
+/// The host calls [`Engine::complete`] for each operation that ended and [`Engine::submit`] for each request, then
+/// [`Engine::run`], then takes operations and finished requests until there are none; and so on.
+pub struct Engine {
+    io: Io,
+    core: Rc<RefCell<Option<Rc<RefCell<Core>>>>>,
+    tasks: Vec<Task>,
+    job: Option<Outcome>,
+    /// Requests that came while no disk was open.
+    refused: VecDeque<Finished>,
+    bitmap_cache_bytes: usize,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("tasks", &self.tasks.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// An engine with no disk, which will keep at most `bitmap_cache_bytes` bytes of sector bitmaps.
+    #[must_use]
+    pub fn new(bitmap_cache_bytes: usize) -> Self {
+        Self {
+            io: Io::new(),
+            core: Rc::default(),
+            tasks: Vec::new(),
+            job: None,
+            refused: VecDeque::new(),
+            bitmap_cache_bytes,
+        }
+    }
+
+    /// Starts the job that opens a disk.
+    pub fn open(&mut self, spec: FileSpec) {
+        let (io, opened, cache) = (self.io.clone(), self.core.clone(), self.bitmap_cache_bytes);
+        self.start_job(async move {
+            let (image, info) = open::open(&io, &spec).await?;
+            if spec.block_device && !spec.read_only && info.block_size != 0 {
+                return Err(Error::invalid(
+                    "file",
+                    "writing to a dynamic disk on a block device is not supported yet",
+                )
+                .in_file(&spec.path));
+            }
+            *opened.borrow_mut() = Some(Rc::new(RefCell::new(Core::new(
+                image,
+                spec.read_only,
+                cache,
+            ))));
+            Ok(Some(info))
+        });
+    }
+
+    /// Starts the job that closes the disk: waits for all requests, makes everything durable and puts the footer right
+    /// behind the last block. New requests fail with `ESHUTDOWN`.
+    pub fn close(&mut self) {
+        let (io, core) = (self.io.clone(), self.core());
+        if let Some(core) = &core {
+            core.borrow_mut().closing = true;
+        }
+        let opened = self.core.clone();
+        self.start_job(async move {
+            let Some(core) = core else { return Ok(None) };
+            let outcome = close(&core, &io)
+                .await
+                .map_err(|error| error.in_file(&core.borrow_mut().leaf().path));
+            *opened.borrow_mut() = None;
+            outcome.map(|()| None)
+        });
+    }
+
+    /// Asks for dirty metadata to be written now, though no request waits for it; for when the host is idle.
+    pub fn sync_metadata(&mut self) {
+        if let Some(core) = self.core() {
+            let mut core = core.borrow_mut();
+            core.commit.wanted |= core.commit.is_dirty() || core.cache.is_dirty();
+        }
+    }
+
+    /// The job that was started last.
+    #[must_use]
+    pub fn job(&self) -> Job {
+        match &self.job {
+            None => Job::None,
+            Some(outcome) => outcome.borrow().clone().map_or(Job::Running, Job::Over),
+        }
+    }
+
+    /// Takes on a request. Without an open disk it fails with `ESHUTDOWN`.
+    pub fn submit(&mut self, request: &TdRequest) {
+        match self.core() {
+            Some(core) => core.borrow_mut().submit(&mut self.io.queue(), request),
+            None => self.refused.push_back(Finished {
+                tag: request.tag,
+                status: -errno::ESHUTDOWN,
+            }),
+        }
+    }
+
+    /// Takes in the outcome of an operation.
+    pub fn complete(&mut self, completion: Completion) {
+        match self.core() {
+            Some(core) => core.borrow_mut().complete(&mut self.io.queue(), completion),
+            None => {
+                self.io.queue().complete(completion);
+            }
+        }
+    }
+
+    /// Moves on everything that can move.
+    pub fn run(&mut self) {
+        loop {
+            if let Some(core) = self.core() {
+                self.spawn_wanted(&core);
+            }
+            if self.tasks.is_empty() {
+                return;
+            }
+            let mut context = Context::from_waker(Waker::noop());
+            let before = self.tasks.len();
+            self.tasks
+                .retain_mut(|task| task.as_mut().poll(&mut context).is_pending());
+            // A task that ended may be what another one, or a parked request, waited for.
+            if self.tasks.len() == before {
+                return;
+            }
+        }
+    }
+
+    fn spawn_wanted(&mut self, core: &Rc<RefCell<Core>>) {
+        let mut state = core.borrow_mut();
+        state.retry_starved(&mut self.io.queue());
+        if state.allocator.wants_extent() && !state.read_only {
+            state.allocator.extending = true;
+            state.allocator.tasks += 1;
+            self.tasks
+                .push(Box::pin(extend::extend(core.clone(), self.io.clone())));
+        }
+        if (state.commit.wanted || !state.commit.waiters.is_empty()) && !state.commit.running {
+            state.commit.running = true;
+            self.tasks
+                .push(Box::pin(commit::commit(core.clone(), self.io.clone())));
+        }
+    }
+
+    /// The next operation for the host to carry out.
+    pub fn take_op(&mut self) -> Option<Op> {
+        self.io.queue().ops.pop_front()
+    }
+
+    /// The next finished request.
+    pub fn take_finished(&mut self) -> Option<Finished> {
+        self.refused
+            .pop_front()
+            .or_else(|| self.core()?.borrow_mut().finished.pop_front())
+    }
+
+    /// Calls `use_bytes` with the staging area, which is memory region 0 of all operations. It never moves.
+    pub fn with_staging<R>(&mut self, use_bytes: impl FnOnce(&mut [u8]) -> R) -> R {
+        use_bytes(self.io.queue().staging.bytes())
+    }
+
+    fn core(&self) -> Option<Rc<RefCell<Core>>> {
+        self.core.borrow().clone()
+    }
+
+    fn start_job(&mut self, job: impl Future<Output = Result<Option<ImageInfo>>> + 'static) {
+        let outcome = Outcome::default();
+        self.job = Some(outcome.clone());
+        self.tasks.push(Box::pin(async move {
+            let result = job.await;
+            *outcome.borrow_mut() = Some(result);
+        }));
+    }
+}
+
+/// Makes everything durable, and the file end with its footer right behind the last block.
+async fn close(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
+    until(|| {
+        let core = core.borrow();
+        core.requests.is_empty() && core.allocator.tasks == 0 && !core.commit.running
+    })
+    .await;
+    if !core.borrow().commit.modified {
+        return Ok(());
+    }
+    commit::run(core, io).await?;
+    let (file, footer) = {
+        let mut core = core.borrow_mut();
+        let unused_end = core.allocator.has_unused_end();
+        let file = core.leaf().file;
+        let footer = core
+            .leaf_blocks()
+            .filter(|blocks| unused_end || blocks.needs_footer || blocks.stale_tail);
+        (
+            file,
+            footer.map(|blocks| (blocks.data_end * 512, blocks.footer.encode())),
+        )
+    };
+    if let Some((offset, bytes)) = footer {
+        io.write("footer", file, offset, &bytes).await?;
+        io.truncate(file, offset + bytes.len() as u64).await?;
+        io.sync(file).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,293 @@
+//! Allocation: the file grows several blocks at a time (an extent), and blocks are handed out from there.
+//!
+//! An extent is made in this order: the file is extended, which makes the new space zeros; then the bitmaps of all its
+//! blocks and a footer behind it are written. After that its blocks may be handed out and get data. Before a BAT entry
+//! that names one of them goes to disk, all of that must be durable; a `Sync` in the background usually has seen to it
+//! by then, and otherwise the commit does. So no write waits for a barrier, and a power cut at any instant finds a
+//! footer at the end of the file or, while it moves, the copy at offset 0.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use crate::core::Core;
+use crate::error::{Error, Result, errno};
+use crate::format::bat;
+use crate::image::{Image, Layout};
+use crate::io::Io;
+use crate::request::Piece;
+
+/// Blocks in the first extent; each is twice as large as the one before.
+const FIRST_EXTENT: usize = 4;
+/// Blocks in the largest extent: 64 MiB of sparse file with the usual block size, given back when the disk is closed.
+const MAX_EXTENT: usize = 32;
+
+/// Space for new blocks of the leaf.
+#[derive(Debug)]
+pub(crate) struct Allocator {
+    /// Places of free blocks: sectors of their bitmaps, ascending.
+    free: VecDeque<u32>,
+    /// Parts of writes that wait for a place.
+    pub(crate) waiting: Vec<Piece>,
+    /// An extent is being made.
+    pub(crate) extending: bool,
+    /// Extents are made and synced by tasks: this many are at it.
+    pub(crate) tasks: u32,
+    /// Places in extents that may not be durable, ascending.
+    fresh: VecDeque<u32>,
+    /// Sector of the footer behind the last extent.
+    end: u64,
+    /// Everything below this sector is durable as far as it was written as part of an extent.
+    durable_end: u64,
+    /// A sync failed: the fresh part must be written again before the next one.
+    rewrite: bool,
+    next_extent: usize,
+}
+
+/// An extent to be made.
+struct Plan {
+    file: u16,
+    places: Vec<u32>,
+    /// Sector of the footer behind it.
+    end: u64,
+    bitmap: Vec<u8>,
+    footer: [u8; 512],
+    /// Sector where unknown bytes begin that must go first.
+    cut: Option<u64>,
+    write_backup: bool,
+}
+
+impl Allocator {
+    pub(crate) fn new(leaf: &Image) -> Self {
+        let end = match &leaf.layout {
+            Layout::Flat => leaf.sectors,
+            Layout::Blocks(blocks) => blocks.data_end,
+        };
+        Self {
+            free: VecDeque::new(),
+            waiting: Vec::new(),
+            extending: false,
+            tasks: 0,
+            fresh: VecDeque::new(),
+            end,
+            durable_end: end,
+            rewrite: false,
+            next_extent: FIRST_EXTENT,
+        }
+    }
+
+    /// The place that the next block gets, if there is one.
+    pub(crate) fn peek(&self) -> Option<u32> {
+        self.free.front().copied()
+    }
+
+    /// Hands out the place that [`Allocator::peek`] showed.
+    pub(crate) fn take(&mut self) {
+        self.free.pop_front();
+    }
+
+    /// Whether an extent should be made now: writes wait, or soon would.
+    pub(crate) fn wants_extent(&self) -> bool {
+        let low = self.next_extent > FIRST_EXTENT && self.free.len() <= self.next_extent / 4;
+        !self.extending && (!self.waiting.is_empty() || low)
+    }
+
+    /// Whether the footer is behind space that no block uses.
+    pub(crate) fn has_unused_end(&self) -> bool {
+        !self.free.is_empty()
+    }
+
+    /// Whether the block at `place` may be named by a BAT entry on disk.
+    pub(crate) fn is_durable(&self, place: u32) -> bool {
+        u64::from(place) < self.durable_end
+    }
+
+    /// What a sync that begins now will have made durable when it ends well.
+    fn mark(&self) -> u64 {
+        self.end
+    }
+
+    /// A sync that began when [`Allocator::mark`] was `mark` is over.
+    fn synced(&mut self, mark: u64) {
+        self.durable_end = self.durable_end.max(mark);
+        while self
+            .fresh
+            .front()
+            .is_some_and(|place| u64::from(*place) < mark)
+        {
+            self.fresh.pop_front();
+        }
+    }
+}
+
+/// Syncs the leaf and keeps account of what that made durable. After a failed sync, what was not durable is written
+/// again first: the kernel may have dropped it and does not say so twice.
+pub(crate) async fn sync_leaf(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
+    let (file, mark, rewrite) = {
+        let mut core = core.borrow_mut();
+        let rewrite = std::mem::take(&mut core.allocator.rewrite);
+        (core.leaf().file, core.allocator.mark(), rewrite)
+    };
+    let outcome = async {
+        if rewrite {
+            let plan = fresh_plan(&mut core.borrow_mut());
+            if let Some(plan) = plan {
+                write_extent(io, &plan).await?;
+            }
+        }
+        io.sync(file).await
+    };
+    let outcome = outcome.await;
+    let mut core = core.borrow_mut();
+    match &outcome {
+        Ok(()) => core.allocator.synced(mark),
+        Err(_) => core.allocator.rewrite = true,
+    }
+    outcome
+}
+
+/// Task: makes an extent and lets waiting writes go on; then makes it durable.
+pub(crate) async fn extend(core: Rc<RefCell<Core>>, io: Io) {
+    let plan = plan_extent(&mut core.borrow_mut());
+    let outcome = match plan {
+        Ok(Some(plan)) => make_extent(&io, &plan).await.map(|()| Some(plan)),
+        Ok(None) => Ok(None),
+        Err(error) => Err(error),
+    };
+    let made = {
+        let mut core = core.borrow_mut();
+        core.allocator.extending = false;
+        let waiting = std::mem::take(&mut core.allocator.waiting);
+        match outcome {
+            Ok(plan) => {
+                let made = plan.is_some();
+                if let Some(plan) = plan {
+                    extent_made(&mut core, plan);
+                }
+                core.resume(&mut io.queue(), waiting);
+                made
+            }
+            Err(error) => {
+                // What the attempt left behind the footer is cleaned up by the next one.
+                if let Some(blocks) = core.leaf_blocks() {
+                    blocks.stale_tail = true;
+                    blocks.needs_footer = true;
+                }
+                core.fail(waiting, error.errno);
+                false
+            }
+        }
+    };
+    if made && let Err(error) = sync_leaf(&core, &io).await {
+        core.borrow_mut()
+            .commit
+            .sync_error
+            .get_or_insert(error.errno);
+    }
+    core.borrow_mut().allocator.tasks -= 1;
+}
+
+/// Chooses the places of the next extent's blocks; `None` if no block is without a place.
+fn plan_extent(core: &mut Core) -> Result<Option<Plan>> {
+    let (file, end) = (core.leaf().file, core.allocator.end);
+    let (free, waiting) = (core.allocator.free.len(), core.allocator.waiting.len());
+    let wanted = core.allocator.next_extent.max(waiting.min(MAX_EXTENT));
+    let Some(blocks) = core.leaf_blocks() else {
+        return Ok(None);
+    };
+    let unallocated = blocks
+        .bat
+        .iter()
+        .take(blocks.count as usize)
+        .filter(|entry| **entry == bat::UNUSED)
+        .count();
+    // After a failed attempt, what lies behind the last extent is not ours to keep; everything before it is.
+    let cut = blocks.stale_tail.then_some(end);
+    let mut places = Vec::new();
+    let mut end = end;
+    while places.len() < wanted.min(unallocated.saturating_sub(free)) {
+        let place = blocks.place(end);
+        // The last place whose sector number a BAT entry can hold.
+        match u32::try_from(place) {
+            Ok(place) if place != bat::UNUSED => places.push(place),
+            _ => break,
+        }
+        end = place + blocks.block_span();
+    }
+    if places.is_empty() {
+        return if waiting > free && unallocated > free {
+            Err(Error {
+                errno: errno::ENOSPC,
+                ..Error::invalid("BAT", "no sector number is left for a new block")
+            })
+        } else {
+            Ok(None)
+        };
+    }
+    let bitmap = vec![if blocks.born_full() { 0xff } else { 0 }; blocks.bitmap_bytes()];
+    let footer = blocks.footer.encode();
+    Ok(Some(Plan {
+        file,
+        places,
+        end,
+        bitmap,
+        footer,
+        cut,
+        write_backup: blocks.needs_backup_footer,
+    }))
+}
+
+async fn make_extent(io: &Io, plan: &Plan) -> Result<()> {
+    if plan.write_backup {
+        io.write("backup footer", plan.file, 0, &plan.footer)
+            .await?;
+        io.sync(plan.file).await?;
+    }
+    if let Some(sector) = plan.cut {
+        io.truncate(plan.file, sector * 512).await?;
+    }
+    io.truncate(plan.file, (plan.end + 1) * 512).await?;
+    write_extent(io, plan).await
+}
+
+async fn write_extent(io: &Io, plan: &Plan) -> Result<()> {
+    let bitmaps = plan
+        .places
+        .iter()
+        .map(|place| (u64::from(*place) * 512, plan.bitmap.as_slice()));
+    let footer = (plan.end * 512, plan.footer.as_slice());
+    io.write_all("extent", plan.file, bitmaps.chain([footer]))
+        .await
+}
+
+fn extent_made(core: &mut Core, plan: Plan) {
+    if let Some(blocks) = core.leaf_blocks() {
+        blocks.stale_tail = false;
+        blocks.needs_backup_footer = false;
+        blocks.needs_footer = false;
+    }
+    core.commit.modified = true;
+    let allocator = &mut core.allocator;
+    allocator.end = plan.end;
+    allocator.fresh.extend(&plan.places);
+    allocator.free.extend(plan.places);
+    allocator.next_extent = (allocator.next_extent * 2).min(MAX_EXTENT);
+}
+
+/// The extents that are not durable, as one plan.
+fn fresh_plan(core: &mut Core) -> Option<Plan> {
+    let (file, end) = (core.leaf().file, core.allocator.end);
+    let places: Vec<u32> = core.allocator.fresh.iter().copied().collect();
+    let blocks = core.leaf_blocks()?;
+    let bitmap = vec![if blocks.born_full() { 0xff } else { 0 }; blocks.bitmap_bytes()];
+    let footer = blocks.footer.encode();
+    Some(Plan {
+        file,
+        places,
+        end,
+        bitmap,
+        footer,
+        cut: None,
+        write_backup: false,
+    })
+}

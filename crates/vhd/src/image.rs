@@ -1,0 +1,125 @@
+//! An open image: its geometry in sectors, its BAT in memory, and what is known of its blocks.
+
+use crate::format::bat;
+use crate::format::footer::{DiskType, Footer};
+use crate::format::header::Header;
+
+/// Largest virtual size of an image with a BAT, bytes: 2040 GiB, as in every other implementation.
+pub const MAX_DYNAMIC_SIZE: u64 = 2040 << 30;
+
+/// Data of blocks begin at multiples of this many sectors (4 KiB), so that direct I/O to them is aligned.
+pub(crate) const ALIGNMENT: u64 = 8;
+
+/// One image of a chain.
+#[derive(Debug)]
+pub(crate) struct Image {
+    /// The host's number of the file.
+    pub(crate) file: u16,
+    /// The file's name, for errors.
+    pub(crate) path: String,
+    /// Size of the virtual disk, sectors.
+    pub(crate) sectors: u64,
+    pub(crate) layout: Layout,
+}
+
+/// How an image maps sectors onto its file.
+#[derive(Debug)]
+pub(crate) enum Layout {
+    /// Sector n is at byte 512 × n: raw files and fixed VHDs.
+    Flat,
+    /// Through a BAT.
+    Blocks(Box<Blocks>),
+}
+
+/// The state of an image with a BAT.
+#[derive(Debug)]
+pub(crate) struct Blocks {
+    pub(crate) footer: Footer,
+    pub(crate) header: Header,
+    /// The BAT, whole sectors of it: at least one entry for each block.
+    pub(crate) bat: Vec<u32>,
+    /// Number of blocks of the virtual disk.
+    pub(crate) count: u32,
+    /// Sectors of data in a block.
+    pub(crate) sectors_per_block: u32,
+    /// Sectors of the bitmap before a block's data.
+    pub(crate) bitmap_sectors: u32,
+    /// Blocks whose bitmap is known to have all bits set, one bit each.
+    full: Vec<u64>,
+    /// First sector of the file behind every structure and block, where the footer belongs.
+    pub(crate) data_end: u64,
+    /// The file has bytes behind `data_end` that are not just the footer: they must go before blocks are put there.
+    pub(crate) stale_tail: bool,
+    /// The copy of the footer at offset 0 is missing or wrong, and must be put right before the footer at the end moves.
+    pub(crate) needs_backup_footer: bool,
+    /// The footer at the end is missing, wrong or has moved.
+    pub(crate) needs_footer: bool,
+}
+
+impl Blocks {
+    pub(crate) fn new(footer: Footer, header: Header, bat: Vec<u32>) -> Self {
+        let sectors_per_block = header.block_size / 512;
+        // The caller has checked that there are at most u32::MAX blocks.
+        let count = footer.current_size.div_ceil(u64::from(header.block_size)) as u32;
+        Self {
+            footer,
+            header,
+            bat,
+            count,
+            sectors_per_block,
+            bitmap_sectors: bitmap_sectors(sectors_per_block),
+            full: vec![0; count.div_ceil(64) as usize],
+            data_end: 0,
+            stale_tail: false,
+            needs_backup_footer: false,
+            needs_footer: false,
+        }
+    }
+
+    /// Whether a new block can be written without its bitmap: in an image without a parent sectors that were never
+    /// written read as zeros with their bit set as well as clear, since new space in a file is zero.
+    pub(crate) fn born_full(&self) -> bool {
+        self.footer.disk_type == DiskType::Dynamic
+    }
+
+    /// Sector of the file where the bitmap of `block` is, if the block is in this file.
+    pub(crate) fn bitmap_sector(&self, block: u32) -> Option<u64> {
+        match self.bat.get(block as usize) {
+            None | Some(&bat::UNUSED) => None,
+            Some(sector) => Some(u64::from(*sector)),
+        }
+    }
+
+    /// Sectors that a block takes in the file: bitmap and data.
+    pub(crate) fn block_span(&self) -> u64 {
+        u64::from(self.bitmap_sectors) + u64::from(self.sectors_per_block)
+    }
+
+    pub(crate) fn is_full(&self, block: u32) -> bool {
+        self.full
+            .get(block as usize / 64)
+            .is_some_and(|word| word >> (block % 64) & 1 == 1)
+    }
+
+    pub(crate) fn set_full(&mut self, block: u32) {
+        if let Some(word) = self.full.get_mut(block as usize / 64) {
+            *word |= 1 << (block % 64);
+        }
+    }
+
+    /// Bytes of a block's bitmap that hold bits of sectors.
+    pub(crate) fn bitmap_bytes(&self) -> usize {
+        self.bitmap_sectors as usize * 512
+    }
+
+    /// Where the bitmap of a new block goes that is placed at or behind `sector`, so that its data are aligned.
+    pub(crate) fn place(&self, sector: u64) -> u64 {
+        let bitmap = u64::from(self.bitmap_sectors);
+        (sector + bitmap).next_multiple_of(ALIGNMENT) - bitmap
+    }
+}
+
+/// Sectors of the bitmap of a block of `sectors_per_block` sectors: one bit a sector, whole sectors.
+pub(crate) fn bitmap_sectors(sectors_per_block: u32) -> u32 {
+    sectors_per_block.div_ceil(8 * 512)
+}

@@ -1,0 +1,332 @@
+//! The engine's own tiny I/O interface: operations go into a queue for the host, and completions find their way back.
+//!
+//! The request path queues operations directly and keeps what it must know about each in an [`Owner`]. Everything that
+//! is not hot (opening, allocation extents, commits, jobs) is an `async fn` over [`Io`]: awaiting an operation hands it
+//! to the host, so that such code reads like straight-line code and still does no I/O of its own. There is no waker:
+//! tasks are few, and the engine polls all of them whenever completions came in.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use slab::Slab;
+
+use crate::error::{Error, Result, errno};
+use crate::record::{Completion, Op, OpKind, REGION_STAGING};
+use crate::staging::{Chunk, LARGE, Staging};
+
+/// Who waits for an operation.
+#[derive(Debug)]
+pub(crate) enum Owner {
+    /// The request path moves a part of a request's data.
+    Transfer(Transfer),
+    /// The request path loads a sector bitmap.
+    Bitmap {
+        /// Index in the bitmap cache.
+        entry: u32,
+        /// Where the bitmap arrives.
+        chunk: Chunk,
+    },
+    /// A task awaits it.
+    Task(Rc<Slot>),
+}
+
+/// A part of a request's data on its way between guest memory and a file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Transfer {
+    /// Index of the request.
+    pub(crate) request: u32,
+    /// The result of a success: bytes.
+    pub(crate) expected: u64,
+    /// For a write into a block whose bitmap isn't full: the bits to set when the data are there.
+    pub(crate) mark: Option<Mark>,
+}
+
+/// Bits of a cached bitmap.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mark {
+    /// Index in the bitmap cache.
+    pub(crate) entry: u32,
+    /// First sector in the block.
+    pub(crate) first: u32,
+    /// Number of sectors.
+    pub(crate) count: u32,
+}
+
+/// Where a task finds the outcome of its operation.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    result: Cell<Option<i32>>,
+    chunk: Cell<Option<Chunk>>,
+}
+
+/// Operations on their way to the host, and who waits for them.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    pub(crate) ops: VecDeque<Op>,
+    pub(crate) staging: Staging,
+    owners: Slab<Owner>,
+}
+
+impl Queue {
+    /// Queues an operation, all of which but its id is given. Returns the id.
+    pub(crate) fn push(&mut self, op: Op, owner: Owner) -> u32 {
+        let id = self.owners.insert(owner) as u32;
+        self.ops.push_back(Op { id, ..op });
+        id
+    }
+
+    /// The owner of an operation in the queue or in flight.
+    pub(crate) fn owner_mut(&mut self, id: u32) -> Option<&mut Owner> {
+        self.owners.get_mut(id as usize)
+    }
+
+    /// Ends an operation. Tasks' operations are dealt with here; others are returned to the request path. A completion
+    /// of an operation that isn't in flight is ignored: the host is trusted, but not with memory safety.
+    pub(crate) fn complete(&mut self, completion: Completion) -> Option<Owner> {
+        match self.owners.try_remove(completion.id as usize)? {
+            Owner::Task(slot) => {
+                slot.result.set(Some(completion.result));
+                // A task that gave up left its chunk to be freed when the port no longer uses it.
+                if Rc::strong_count(&slot) == 1
+                    && let Some(chunk) = slot.chunk.take()
+                {
+                    self.staging.free(chunk);
+                }
+                None
+            }
+            owner => Some(owner),
+        }
+    }
+}
+
+/// An operation with no buffer.
+pub(crate) fn plain_op(kind: OpKind, file: u16, offset: u64, length: u64) -> Op {
+    Op {
+        id: 0,
+        kind,
+        file,
+        offset,
+        length,
+        region: REGION_STAGING,
+        buffer: 0,
+        source_offset: 0,
+        source_file: 0,
+    }
+}
+
+/// A handle on the queue for tasks.
+#[derive(Clone, Debug)]
+pub(crate) struct Io(Rc<RefCell<Queue>>);
+
+/// A task's operation in flight.
+struct Pending {
+    io: Io,
+    slot: Rc<Slot>,
+}
+
+impl Future for Pending {
+    type Output = i32;
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<i32> {
+        self.slot.result.get().map_or(Poll::Pending, Poll::Ready)
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if self.slot.result.get().is_some()
+            && let Some(chunk) = self.slot.chunk.take()
+        {
+            self.io.queue().staging.free(chunk);
+        }
+    }
+}
+
+/// Waits until `condition` holds; it is asked again whenever tasks are polled.
+pub(crate) async fn until(mut condition: impl FnMut() -> bool) {
+    std::future::poll_fn(|_| {
+        if condition() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
+}
+
+impl Io {
+    pub(crate) fn new() -> Self {
+        Self(Rc::new(RefCell::new(Queue {
+            ops: VecDeque::new(),
+            staging: Staging::new(),
+            owners: Slab::new(),
+        })))
+    }
+
+    pub(crate) fn queue(&self) -> std::cell::RefMut<'_, Queue> {
+        self.0.borrow_mut()
+    }
+
+    fn start(&self, op: Op, chunk: Option<Chunk>) -> Pending {
+        let slot = Rc::new(Slot {
+            result: Cell::new(None),
+            chunk: Cell::new(chunk),
+        });
+        self.queue().push(op, Owner::Task(slot.clone()));
+        Pending {
+            io: self.clone(),
+            slot,
+        }
+    }
+
+    /// A free chunk for `length` bytes, waiting for one if need be.
+    async fn chunk(&self, length: usize) -> Chunk {
+        let allocate = |_: &mut Context<'_>| match self.queue().staging.allocate(length) {
+            Some(chunk) => Poll::Ready(chunk),
+            None => Poll::Pending,
+        };
+        std::future::poll_fn(allocate).await
+    }
+
+    /// Reads `length` bytes at `offset`, several transfers at a time. `structure` names what is read, for errors.
+    pub(crate) async fn read(
+        &self,
+        structure: &'static str,
+        file: u16,
+        offset: u64,
+        length: usize,
+    ) -> Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(length);
+        let mut in_flight = VecDeque::new();
+        let mut started = 0;
+        while bytes.len() < length {
+            while started < length && in_flight.len() < 4 {
+                let part = (length - started).min(LARGE);
+                let chunk = self.chunk(part).await;
+                let at = offset + started as u64;
+                let op = Op {
+                    buffer: chunk.offset(),
+                    ..plain_op(OpKind::Read, file, at, part as u64)
+                };
+                in_flight.push_back((self.start(op, Some(chunk)), chunk, at, part));
+                started += part;
+            }
+            // The inner loop has put something in flight whenever bytes are missing.
+            let Some((mut pending, chunk, at, part)) = in_flight.pop_front() else {
+                break;
+            };
+            let got = transferred(structure, at, part, (&mut pending).await)?;
+            bytes.extend_from_slice(&self.queue().staging.chunk(chunk)[..got]);
+        }
+        Ok(bytes)
+    }
+
+    /// Writes `bytes` at `offset`, several transfers at a time.
+    pub(crate) async fn write(
+        &self,
+        structure: &'static str,
+        file: u16,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<()> {
+        let mut in_flight = VecDeque::new();
+        let mut at = offset;
+        for part in bytes.chunks(LARGE) {
+            in_flight.push_back((self.start_write(file, at, part).await, at, part.len()));
+            at += part.len() as u64;
+            if in_flight.len() == 4 {
+                finish_write(structure, &mut in_flight).await?;
+            }
+        }
+        while !in_flight.is_empty() {
+            finish_write(structure, &mut in_flight).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes small pieces (each at most 64 KiB) at their offsets, all in flight together as far as staging allows.
+    pub(crate) async fn write_all(
+        &self,
+        structure: &'static str,
+        file: u16,
+        pieces: impl Iterator<Item = (u64, &[u8])>,
+    ) -> Result<()> {
+        let mut in_flight = VecDeque::new();
+        for (offset, bytes) in pieces {
+            // Leave most of the staging area to the request path.
+            if in_flight.len() == 64 {
+                finish_write(structure, &mut in_flight).await?;
+            }
+            if bytes.len() > LARGE {
+                self.write(structure, file, offset, bytes).await?;
+            } else {
+                in_flight.push_back((
+                    self.start_write(file, offset, bytes).await,
+                    offset,
+                    bytes.len(),
+                ));
+            }
+        }
+        while !in_flight.is_empty() {
+            finish_write(structure, &mut in_flight).await?;
+        }
+        Ok(())
+    }
+
+    async fn start_write(&self, file: u16, offset: u64, bytes: &[u8]) -> Pending {
+        let chunk = self.chunk(bytes.len()).await;
+        self.queue().staging.chunk(chunk)[..bytes.len()].copy_from_slice(bytes);
+        let op = Op {
+            buffer: chunk.offset(),
+            ..plain_op(OpKind::Write, file, offset, bytes.len() as u64)
+        };
+        self.start(op, Some(chunk))
+    }
+
+    /// Makes completed writes to `file` durable.
+    pub(crate) async fn sync(&self, file: u16) -> Result<()> {
+        self.simple("file", plain_op(OpKind::Sync, file, 0, 0))
+            .await
+    }
+
+    /// Sets the size of `file` to `size` bytes.
+    pub(crate) async fn truncate(&self, file: u16, size: u64) -> Result<()> {
+        self.simple("file size", plain_op(OpKind::Truncate, file, size, 0))
+            .await
+    }
+
+    async fn simple(&self, structure: &'static str, op: Op) -> Result<()> {
+        match self.start(op, None).await {
+            result if result < 0 => Err(Error::io(structure, op.offset, result.saturating_neg())),
+            _ => Ok(()),
+        }
+    }
+}
+
+async fn finish_write(
+    structure: &'static str,
+    in_flight: &mut VecDeque<(Pending, u64, usize)>,
+) -> Result<()> {
+    if let Some((pending, at, length)) = in_flight.pop_front() {
+        transferred(structure, at, length, pending.await)?;
+    }
+    Ok(())
+}
+
+/// Checks the result of a transfer of `length` bytes: all of them, or an error.
+fn transferred(structure: &'static str, offset: u64, length: usize, result: i32) -> Result<usize> {
+    match usize::try_from(result) {
+        Err(_) => Err(Error::io(structure, offset, result.saturating_neg())),
+        Ok(got) if got != length => Err(Error {
+            errno: errno::EIO,
+            ..Error::invalid(structure, "the file ends too early")
+                .at(offset)
+                .found(got, format!("{length} bytes"))
+        }),
+        Ok(got) => Ok(got),
+    }
+}

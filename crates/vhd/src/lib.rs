@@ -1,0 +1,24 @@
+//! The VHD engine: everything that decides what is on a virtual disk and what happens to its file.
+//!
+//! It is sans-I/O: it opens nothing, reads no clock and draws no random number. Requests and completions go in, file
+//! operations and finished requests come out, as the flat records of [`record`]; whoever holds the files carries them out.
+//! So one engine serves `tapdisk`, the tools and the browser, and its tests can be the disk.
+#![forbid(unsafe_code)]
+
+mod cache;
+mod commit;
+mod core;
+mod engine;
+pub mod error;
+mod extend;
+pub mod format;
+mod image;
+mod io;
+mod open;
+pub mod record;
+mod request;
+mod staging;
+
+pub use engine::{Engine, Job};
+pub use image::MAX_DYNAMIC_SIZE;
+pub use open::{Driver, FileSpec, ImageInfo};

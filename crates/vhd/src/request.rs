@@ -1,0 +1,45 @@
+//! Requests in the engine: what is known of one while its parts are on their way.
+
+use crate::record::RequestKind;
+
+/// A request that was taken on.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) tag: u32,
+    pub(crate) kind: RequestKind,
+    /// Must be durable before it is finished.
+    pub(crate) fua: bool,
+    /// Memory region of its data.
+    pub(crate) region: u32,
+    /// Parts that are parked or in flight.
+    pub(crate) parts: u32,
+    /// 0, or the first error, a negative errno value.
+    pub(crate) status: i32,
+}
+
+/// A contiguous part of a request, to be looked up in one image of the chain.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Piece {
+    /// Index of the request.
+    pub(crate) request: u32,
+    /// Image in the chain, leaf first.
+    pub(crate) level: u16,
+    /// First sector on the virtual disk.
+    pub(crate) sector: u64,
+    /// Number of sectors.
+    pub(crate) count: u32,
+    /// Byte offset of the data in the request's region.
+    pub(crate) buffer: u32,
+}
+
+impl Piece {
+    /// The part of this one that begins `skip` sectors in and has `count` sectors.
+    pub(crate) fn part(self, skip: u32, count: u32) -> Self {
+        Self {
+            sector: self.sector + u64::from(skip),
+            count,
+            buffer: self.buffer + skip * 512,
+            ..self
+        }
+    }
+}
