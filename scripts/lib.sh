@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # To be sourced by the scripts beside it: moves to the project's root, sets PATH, and gives the words to report with.
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 . scripts/env
 
 say() { printf '%s\n' "$*" >&2; }

@@ -1,0 +1,28 @@
+# Every target is one script in scripts/; they can be run by themselves as well.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build test lint demo bench clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: ## install what is missing: Node, the wasm32 target, wasm-pack, Debian packages
+	@scripts/setup
+
+build: setup ## build everything into build/; commands are in build/bin/
+	@scripts/build
+
+test: ## run every test suite
+	@scripts/test
+
+lint: ## check format, types and style of all sources
+	@scripts/lint
+
+demo: build ## serve a real VHD, put a file system on it, and prove that other programs read it back
+	@scripts/demo
+
+bench: build ## compare with other servers on this machine
+	@scripts/bench
+
+clean: ## remove what was built in this checkout
+	rm -rf build target
