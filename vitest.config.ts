@@ -2,6 +2,7 @@ import { defineConfig } from "vitest/config";
 
 // Unit tests stand beside the code; whole-program tests in test/ share the machine's disks and CPUs, so one at a time.
 export default defineConfig({
+  cacheDir: "build/vite", // the demonstration copies node_modules, which should not change
   test: {
     projects: [
       {
