@@ -25,9 +25,11 @@
 //!
 //! # What is asked of the reactor
 //!
+//! * After `push` and `sent`, ask [`Pool::take_wakeup`], and if it says so, `pull` and `receive_into` every connection of the
+//!   pool again before sleeping. Without that, a connection that waited for memory would wait for ever.
 //! * When `broken` is called, neither a receive nor a send is outstanding in the kernel any more.
-//! * After `detach`, a receive that is outstanding must come to its end (`shutdown(SHUT_RD)` does that), since the memory can't
-//!   be given up before: `FRONT_END_CLOSED` waits for its `received`.
+//! * After `detach`, cancel a receive that is outstanding, and report its end with `received` (0 if it was cancelled): the
+//!   kernel may be writing into the memory until then, so `FRONT_END_CLOSED` waits for it.
 //! * `receive_into` and `send_from` may be called again without `received` and `sent` in between; they name the same bytes.
 
 use std::cell::RefCell;

@@ -156,10 +156,11 @@ fn check_event(event: &OwnedFd) -> io::Result<()> {
     }
     // SAFETY: this command takes no argument and changes nothing.
     let flags = unsafe { libc::fcntl(event.as_raw_fd(), libc::F_GETFL) };
-    // SAFETY: the flags are those that were there, and O_NONBLOCK.
-    if flags < 0
-        || unsafe { libc::fcntl(event.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0
-    {
+    if flags < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the argument is an integer: the flags that were there, and O_NONBLOCK.
+    if unsafe { libc::fcntl(event.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())
