@@ -9,6 +9,7 @@ use std::task::{Context, Waker};
 
 use crate::commit;
 use crate::core::Core;
+use crate::create::{self, CreateSpec};
 use crate::error::{Error, Result, errno};
 use crate::extend;
 use crate::io::{Io, until};
@@ -84,6 +85,12 @@ impl Engine {
             ))));
             Ok(Some(info))
         });
+    }
+
+    /// Starts the job that makes a new image in an empty file.
+    pub fn create(&mut self, spec: CreateSpec) {
+        let io = self.io.clone();
+        self.start_job(async move { create::create(&io, &spec).await.map(|()| None) });
     }
 
     /// Starts the job that closes the disk: waits for all requests, makes everything durable and puts the footer right

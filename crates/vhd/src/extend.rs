@@ -39,6 +39,10 @@ pub(crate) struct Allocator {
     end: u64,
     /// Everything below this sector is durable as far as it was written as part of an extent.
     durable_end: u64,
+    /// There is a place for every block: no more extents are needed.
+    complete: bool,
+    /// The last attempt failed: the next one is made when a write needs it, not ahead of need.
+    failed: bool,
     /// A sync failed: the fresh part must be written again before the next one.
     rewrite: bool,
     next_extent: usize,
@@ -71,6 +75,8 @@ impl Allocator {
             fresh: VecDeque::new(),
             end,
             durable_end: end,
+            complete: false,
+            failed: false,
             rewrite: false,
             next_extent: FIRST_EXTENT,
         }
@@ -88,8 +94,10 @@ impl Allocator {
 
     /// Whether an extent should be made now: writes wait, or soon would.
     pub(crate) fn wants_extent(&self) -> bool {
-        let low = self.next_extent > FIRST_EXTENT && self.free.len() <= self.next_extent / 4;
-        !self.extending && (!self.waiting.is_empty() || low)
+        let low = !self.failed
+            && self.next_extent > FIRST_EXTENT
+            && self.free.len() <= self.next_extent / 4;
+        !self.extending && !self.complete && (!self.waiting.is_empty() || low)
     }
 
     /// Whether the footer is behind space that no block uses.
@@ -157,12 +165,14 @@ pub(crate) async fn extend(core: Rc<RefCell<Core>>, io: Io) {
     let made = {
         let mut core = core.borrow_mut();
         core.allocator.extending = false;
+        core.allocator.failed = outcome.is_err();
         let waiting = std::mem::take(&mut core.allocator.waiting);
         match outcome {
             Ok(plan) => {
                 let made = plan.is_some();
-                if let Some(plan) = plan {
-                    extent_made(&mut core, plan);
+                match plan {
+                    Some(plan) => extent_made(&mut core, plan),
+                    None => core.allocator.complete = true,
                 }
                 core.resume(&mut io.queue(), waiting);
                 made

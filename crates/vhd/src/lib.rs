@@ -8,6 +8,7 @@
 mod cache;
 mod commit;
 mod core;
+mod create;
 mod engine;
 pub mod error;
 mod extend;
@@ -19,6 +20,7 @@ pub mod record;
 mod request;
 mod staging;
 
+pub use create::CreateSpec;
 pub use engine::{Engine, Job};
 pub use image::MAX_DYNAMIC_SIZE;
 pub use open::{Driver, FileSpec, ImageInfo};

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::format::footer::{self, DiskType, Footer};
 use crate::format::header::{self, Header};
-use crate::format::{bat, batmap, geometry};
+use crate::format::{bat, batmap};
 use crate::image::{Blocks, Image, Layout, MAX_DYNAMIC_SIZE};
 use crate::io::Io;
 
@@ -234,11 +234,6 @@ async fn open_vhd(io: &Io, spec: &FileSpec) -> Result<(Image, ImageInfo)> {
     if footer.saved_state != 0 {
         info.warnings
             .push("the footer says that a machine state is saved with this disk".to_owned());
-    }
-    if footer.geometry.sectors() > sectors.max(geometry::Geometry::for_sectors(sectors).sectors()) {
-        info.warnings.push(
-            "the footer's geometry is larger than the disk; the size in bytes counts".to_owned(),
-        );
     }
     let mut warnings = footers.warnings;
     warnings.append(&mut info.warnings);

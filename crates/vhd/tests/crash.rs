@@ -1,0 +1,291 @@
+//! Power cuts at every step of random work: whatever is left of the file opens and holds what was promised.
+
+mod support;
+
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+use proptest::test_runner::Config;
+use support::{Host, power::PowerLog};
+use vhd::format::footer::DiskType;
+use vhd::format::uuid::Uuid;
+use vhd::record::{FLAG_FUA, RequestKind};
+use vhd::{CreateSpec, Driver};
+
+const SECTORS: u64 = 300;
+const MAX_COUNT: u32 = 12;
+const SLOTS: usize = 8;
+const FLUSH: u32 = 1 << 20;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write { sector: u64, count: u32, fua: bool },
+    Flush,
+    Complete(usize),
+    SyncMetadata,
+    Close,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        6 => (0..SECTORS, 1..=MAX_COUNT, prop::bool::weighted(0.2)).prop_map(|(sector, count, fua)| Step::Write {
+            sector, count: count.min((SECTORS - sector) as u32), fua,
+        }),
+        2 => Just(Step::Flush),
+        9 => (1_usize..6).prop_map(Step::Complete),
+        1 => Just(Step::SyncMetadata),
+        1 => Just(Step::Close),
+    ];
+    prop::collection::vec(step, 1..60)
+}
+
+/// What each sector may hold: numbers of the writes to it, oldest first; the first is the last that is surely durable
+/// (0: never written). A write fills its sectors with its number.
+struct Model {
+    sectors: Vec<Vec<u32>>,
+    in_flight: [Option<(u32, u64, u32, bool)>; SLOTS],
+    /// When each write was acknowledged.
+    acknowledged: HashMap<u32, u32>,
+    clock: u32,
+    writes: u32,
+    /// Times at which the flushes in flight were submitted, by tag.
+    flushes: HashMap<u32, u32>,
+}
+
+impl Model {
+    fn free_slot(&self, sector: u64, count: u32) -> Option<usize> {
+        let overlaps = |(_, other, others, _): &(u32, u64, u32, bool)| {
+            sector < other + u64::from(*others) && *other < sector + u64::from(count)
+        };
+        if self.in_flight.iter().flatten().any(overlaps) {
+            return None;
+        }
+        self.in_flight.iter().position(Option::is_none)
+    }
+
+    fn finished(&mut self, tag: u32, status: i32) {
+        assert_eq!(status, 0);
+        self.clock += 1;
+        if let Some(submitted) = self.flushes.remove(&tag) {
+            for history in &mut self.sectors {
+                let durable = history.iter().rposition(|write| {
+                    self.acknowledged
+                        .get(write)
+                        .is_some_and(|time| *time < submitted)
+                });
+                history.drain(..durable.unwrap_or(0));
+            }
+            return;
+        }
+        let (write, sector, count, fua) = self.in_flight[tag as usize]
+            .take()
+            .expect("a write was in flight");
+        self.acknowledged.insert(write, self.clock);
+        if fua {
+            for history in &mut self.sectors[sector as usize..][..count as usize] {
+                let durable = history
+                    .iter()
+                    .position(|other| *other == write)
+                    .expect("its own write is known");
+                history.drain(..durable);
+            }
+        }
+    }
+
+    /// Checks a file that a power cut left.
+    fn check(&self, file: Vec<u8>, work_on: bool) {
+        let mut host = Host::new(vec![file], 64 << 10);
+        let info = host.open(Driver::Vhd, !work_on);
+        let info = info.unwrap_or_else(|error| panic!("the image does not open: {error}"));
+        assert!(
+            !info
+                .warnings
+                .iter()
+                .any(|warning| warning.starts_with("backup")),
+            "{:?}",
+            info.warnings
+        );
+        self.check_content(&mut host, None);
+        if work_on {
+            // The next owner allocates and closes: nothing that the cut left behind may show up.
+            let free = self
+                .sectors
+                .iter()
+                .position(|history| history == &[0])
+                .unwrap_or(0);
+            host.guest[..512].fill(0xab);
+            assert_eq!(host.request(RequestKind::Write, free as u64, 1, 0), 0);
+            self.check_content(&mut host, Some(free));
+            host.close().expect("the image closes");
+            let info = host.open(Driver::Vhd, true).expect("the image opens again");
+            assert_eq!(info.warnings, Vec::<String>::new());
+            self.check_content(&mut host, Some(free));
+        }
+    }
+
+    fn check_content(&self, host: &mut Host, except: Option<usize>) {
+        let disk = host.read_disk(SECTORS);
+        for (sector, bytes) in disk
+            .chunks(512)
+            .enumerate()
+            .filter(|(sector, _)| Some(*sector) != except)
+        {
+            let write = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+            assert!(
+                bytes.chunks(4).all(|word| word == write.to_le_bytes()),
+                "sector {sector} is torn"
+            );
+            assert!(
+                self.sectors[sector].contains(&write),
+                "sector {sector} holds write {write}, may hold {:?}",
+                self.sectors[sector]
+            );
+        }
+    }
+}
+
+fn run(image: Vec<u8>, steps: &[Step], seed: u64) -> usize {
+    let slot_bytes = MAX_COUNT as usize * 512;
+    let mut host = Host::new(vec![image], SLOTS * slot_bytes);
+    host.power = Some(PowerLog::new(&host.files[0]));
+    host.open(Driver::Vhd, false).expect("the image opens");
+    let mut model = Model {
+        sectors: vec![vec![0]; SECTORS as usize],
+        in_flight: [None; SLOTS],
+        acknowledged: HashMap::new(),
+        clock: 0,
+        writes: 0,
+        flushes: HashMap::new(),
+    };
+    let mut state = seed;
+    let mut random = move |below: usize| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    let mut states = 0;
+    let mut tag = FLUSH;
+    for step in steps {
+        match *step {
+            Step::Write { sector, count, fua } => {
+                if let Some(slot) = model.free_slot(sector, count) {
+                    model.writes += 1;
+                    let write = model.writes;
+                    for word in
+                        host.guest[slot * slot_bytes..][..count as usize * 512].chunks_mut(4)
+                    {
+                        word.copy_from_slice(&write.to_le_bytes());
+                    }
+                    for history in &mut model.sectors[sector as usize..][..count as usize] {
+                        history.push(write);
+                    }
+                    model.in_flight[slot] = Some((write, sector, count, fua));
+                    let flags = if fua { FLAG_FUA } else { 0 };
+                    host.submit(
+                        slot as u32,
+                        RequestKind::Write,
+                        flags,
+                        sector,
+                        count,
+                        (slot * slot_bytes) as u32,
+                    );
+                }
+            }
+            Step::Flush => {
+                tag += 1;
+                model.clock += 1;
+                model.flushes.insert(tag, model.clock);
+                host.submit(tag, RequestKind::Flush, 0, 0, 0, 0);
+            }
+            Step::Complete(count) => {
+                for _ in 0..count.min(host.in_flight.len()) {
+                    let index = random(host.in_flight.len());
+                    host.complete(index);
+                    while let Some(finished) = host.finished.pop_front() {
+                        model.finished(finished.tag, finished.status);
+                    }
+                    let power = host.power.as_ref().expect("the log is kept");
+                    model.check(power.cut(&mut random), random(4) == 0);
+                    states += 1;
+                    if host.in_flight.is_empty() {
+                        break;
+                    }
+                }
+            }
+            Step::SyncMetadata => {
+                host.engine.sync_metadata();
+                host.run();
+            }
+            Step::Close => {
+                host.engine.close();
+                host.run();
+                while !host.in_flight.is_empty() {
+                    let index = random(host.in_flight.len());
+                    host.complete(index);
+                    while let Some(finished) = host.finished.pop_front() {
+                        model.finished(finished.tag, finished.status);
+                    }
+                    let power = host.power.as_ref().expect("the log is kept");
+                    model.check(power.cut(&mut random), random(4) == 0);
+                    states += 1;
+                }
+                // Closing is a flush.
+                for history in &mut model.sectors {
+                    history.drain(..history.len() - 1);
+                }
+                host.open(Driver::Vhd, false)
+                    .expect("the image opens again");
+            }
+        }
+    }
+    states
+}
+
+fn image(block_size: u32) -> Vec<u8> {
+    let mut host = Host::new(vec![Vec::new()], 0);
+    let (disk_type, size, uuid) = (DiskType::Dynamic, SECTORS * 512, Uuid([1; 16]));
+    host.create(CreateSpec {
+        file: 0,
+        disk_type,
+        size,
+        block_size,
+        uuid,
+        timestamp: 7,
+    })
+    .expect("the image is made");
+    host.files.remove(0)
+}
+
+/// An image whose blocks all are allocated with bitmaps that say that nothing was written.
+fn sparse_image(block_size: u32) -> Vec<u8> {
+    use vhd::format::{bat, footer::Footer, header::Header};
+    let count = (SECTORS * 512).div_ceil(u64::from(block_size)) as u32;
+    let footer = Footer::new(DiskType::Dynamic, SECTORS * 512, Uuid([1; 16]), 7).encode();
+    let span = 1 + block_size / 512;
+    let table: Vec<u32> = (0..count).map(|block| 4 + block * span).collect();
+    let mut file = footer.to_vec();
+    file.extend(Header::new(1536, count, block_size).encode());
+    file.extend(bat::encode(&table));
+    for _ in 0..count {
+        file.extend([0; 512]);
+        // What lies under clear bits is nobody's business.
+        file.extend(vec![0xdd; block_size as usize]);
+    }
+    file.extend(footer);
+    file
+}
+
+proptest! {
+    #![proptest_config(Config { cases: 150, ..Config::default() })]
+
+    #[test]
+    fn of_allocations(steps in steps(), seed: u64) {
+        run(image(4096), &steps, seed);
+    }
+
+    #[test]
+    fn of_partial_blocks(steps in steps(), seed: u64) {
+        run(sparse_image(8192), &steps, seed);
+    }
+}

@@ -1,0 +1,365 @@
+//! Random requests in random completion order against a plain byte vector.
+
+mod support;
+
+use proptest::prelude::*;
+use proptest::test_runner::Config;
+use support::Host;
+use vhd::format::bat;
+use vhd::format::footer::{DiskType, Footer};
+use vhd::format::header::Header;
+use vhd::format::uuid::Uuid;
+use vhd::record::{FLAG_FUA, RequestKind};
+use vhd::{CreateSpec, Driver};
+
+const SLOT_SECTORS: u32 = 64;
+const SLOTS: usize = 16;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write {
+        sector: u64,
+        count: u32,
+        fua: bool,
+    },
+    Read {
+        sector: u64,
+        count: u32,
+    },
+    Flush,
+    /// Carry out that many operations, each chosen by the seed.
+    Complete(usize),
+    SyncMetadata,
+    Reopen,
+}
+
+fn steps(sectors: u64) -> impl Strategy<Value = Vec<Step>> {
+    let range = (0..sectors, 1..=SLOT_SECTORS)
+        .prop_map(move |(sector, count)| (sector, count.min((sectors - sector) as u32)));
+    let step = prop_oneof![
+        6 => (range.clone(), prop::bool::weighted(0.1)).prop_map(|((sector, count), fua)| Step::Write { sector, count, fua }),
+        4 => range.prop_map(|(sector, count)| Step::Read { sector, count }),
+        1 => Just(Step::Flush),
+        8 => (1_usize..8).prop_map(Step::Complete),
+        1 => Just(Step::SyncMetadata),
+        1 => Just(Step::Reopen),
+    ];
+    prop::collection::vec(step, 1..120)
+}
+
+/// A request in flight: its sectors, and for a write the byte that fills them.
+#[derive(Clone, Copy, Debug)]
+struct InFlight {
+    sector: u64,
+    count: u32,
+    write: Option<u8>,
+}
+
+struct Model {
+    disk: Vec<u8>,
+    slots: [Option<InFlight>; SLOTS],
+    fill: u8,
+}
+
+impl Model {
+    fn free_slot(&self, sector: u64, count: u32, write: bool) -> Option<usize> {
+        // Overlapping requests in flight have no defined order: the model has none either.
+        let overlaps = |other: &InFlight| {
+            (write || other.write.is_some())
+                && sector < other.sector + u64::from(other.count)
+                && other.sector < sector + u64::from(count)
+        };
+        if self.slots.iter().flatten().any(overlaps) {
+            return None;
+        }
+        self.slots.iter().position(Option::is_none)
+    }
+
+    fn finish(&mut self, host: &Host, tag: u32, status: i32) {
+        assert_eq!(status, 0, "request {tag} failed");
+        let slot = tag as usize;
+        let Some(request) = self.slots[slot].take() else {
+            return;
+        };
+        let (start, bytes) = (request.sector as usize * 512, request.count as usize * 512);
+        let range = start..start + bytes;
+        match request.write {
+            Some(fill) => self.disk[range].fill(fill),
+            None => {
+                let buffer = slot * SLOT_SECTORS as usize * 512;
+                assert!(
+                    host.guest[buffer..buffer + bytes] == self.disk[range],
+                    "wrong data at sector {}",
+                    request.sector
+                );
+            }
+        }
+    }
+}
+
+/// Runs the steps on an image, then closes it and compares all of it with the model.
+fn run(
+    image: Vec<u8>,
+    start: Vec<u8>,
+    driver: Driver,
+    cache: usize,
+    steps: &[Step],
+    seed: u64,
+) -> Vec<u8> {
+    let guest = SLOTS * SLOT_SECTORS as usize * 512;
+    let mut host = Host::with_cache(vec![image], guest, cache);
+    let sectors = start.len() as u64 / 512;
+    let mut model = Model {
+        disk: start,
+        slots: [None; SLOTS],
+        fill: 0,
+    };
+    let mut random = seed;
+    let mut pick = |count: usize| {
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) as usize % count
+    };
+    assert_eq!(
+        host.open(driver, false).expect("the image opens").sectors,
+        sectors
+    );
+    for step in steps {
+        match *step {
+            Step::Write { sector, count, fua } => {
+                if let Some(slot) = model.free_slot(sector, count, true) {
+                    model.fill = model.fill % 250 + 1;
+                    let buffer = slot * SLOT_SECTORS as usize * 512;
+                    host.guest[buffer..buffer + count as usize * 512].fill(model.fill);
+                    model.slots[slot] = Some(InFlight {
+                        sector,
+                        count,
+                        write: Some(model.fill),
+                    });
+                    let flags = if fua { FLAG_FUA } else { 0 };
+                    host.submit(
+                        slot as u32,
+                        RequestKind::Write,
+                        flags,
+                        sector,
+                        count,
+                        buffer as u32,
+                    );
+                }
+            }
+            Step::Read { sector, count } => {
+                if let Some(slot) = model.free_slot(sector, count, false) {
+                    model.slots[slot] = Some(InFlight {
+                        sector,
+                        count,
+                        write: None,
+                    });
+                    let buffer = slot * SLOT_SECTORS as usize * 512;
+                    host.guest[buffer..buffer + count as usize * 512].fill(0xee);
+                    host.submit(
+                        slot as u32,
+                        RequestKind::Read,
+                        0,
+                        sector,
+                        count,
+                        buffer as u32,
+                    );
+                }
+            }
+            Step::Flush => host.submit(SLOTS as u32 - 1 + 1000, RequestKind::Flush, 0, 0, 0, 0),
+            Step::Complete(count) => {
+                for _ in 0..count {
+                    if !host.in_flight.is_empty() {
+                        let index = pick(host.in_flight.len());
+                        host.complete(index);
+                    }
+                }
+            }
+            Step::SyncMetadata => {
+                host.engine.sync_metadata();
+                host.run();
+            }
+            Step::Reopen => {
+                while !host.in_flight.is_empty() {
+                    let index = pick(host.in_flight.len());
+                    host.complete(index);
+                }
+                drain(&mut host, &mut model);
+                host.close().expect("the image closes");
+                host.open(driver, false).expect("the image opens again");
+            }
+        }
+        drain(&mut host, &mut model);
+    }
+    host.settle();
+    drain(&mut host, &mut model);
+    assert!(
+        model.slots.iter().all(Option::is_none),
+        "a request was lost: {:?}",
+        model.slots
+    );
+    assert!(
+        host.read_disk(sectors) == model.disk,
+        "wrong content before closing"
+    );
+    host.close().expect("the image closes");
+    let info = host.open(driver, true).expect("the image opens again");
+    assert_eq!(info.warnings, Vec::<String>::new());
+    assert!(
+        host.read_disk(sectors) == model.disk,
+        "wrong content after reopening"
+    );
+    std::mem::take(&mut host.files[0])
+}
+
+fn drain(host: &mut Host, model: &mut Model) {
+    while let Some(finished) = host.finished.pop_front() {
+        if finished.tag < SLOTS as u32 {
+            model.finish(host, finished.tag, finished.status);
+        } else {
+            assert_eq!(finished.status, 0);
+        }
+    }
+}
+
+fn created(disk_type: DiskType, size: u64, block_size: u32) -> Vec<u8> {
+    let mut host = Host::new(vec![Vec::new()], 0);
+    host.create(CreateSpec {
+        file: 0,
+        disk_type,
+        size,
+        block_size,
+        uuid: Uuid([1; 16]),
+        timestamp: 7,
+    })
+    .expect("the image is made");
+    std::mem::take(&mut host.files[0])
+}
+
+/// A dynamic image as blktap leaves it: some blocks with partial bitmaps, zeros under clear bits, unaligned places in no
+/// order.
+fn with_partial_bitmaps(blocks: &[(u32, u64)], size: u64, block_size: u32) -> (Vec<u8>, Vec<u8>) {
+    let footer = Footer::new(DiskType::Dynamic, size, Uuid([2; 16]), 7);
+    let count = size.div_ceil(u64::from(block_size)) as u32;
+    let header = Header::new(1536, count, block_size);
+    let sectors_per_block = block_size / 512;
+    let mut table = vec![bat::UNUSED; count as usize];
+    let mut disk = vec![0; size as usize];
+    let mut data = Vec::new();
+    let mut next = 1536 / 512 + count.div_ceil(128);
+    let bitmap_bytes = (sectors_per_block.div_ceil(8) as usize).next_multiple_of(512);
+    for (block, bits) in blocks {
+        table[*block as usize] = next;
+        let mut bitmap = vec![0; bitmap_bytes];
+        let mut content = vec![0; block_size as usize];
+        for sector in (0..sectors_per_block).filter(|sector| bits >> (sector % 64) & 1 == 1) {
+            bitmap[sector as usize / 8] |= 0x80 >> (sector % 8);
+            let at = u64::from(*block) * u64::from(block_size) + u64::from(sector) * 512;
+            if at < size {
+                let fill = 0x80 | (sector % 100) as u8;
+                content[sector as usize * 512..][..512].fill(fill);
+                disk[at as usize..][..512].fill(fill);
+            }
+        }
+        data.extend(bitmap);
+        data.extend(content);
+        next += (bitmap_bytes as u32 + block_size) / 512;
+    }
+    let mut image = footer.encode().to_vec();
+    image.extend(header.encode());
+    image.extend(bat::encode(&table));
+    image.extend(data);
+    image.extend(footer.encode());
+    (image, disk)
+}
+
+proptest! {
+    #![proptest_config(Config { cases: 200, ..Config::default() })]
+
+    #[test]
+    fn dynamic(steps in steps(600), seed: u64, block_shift in 12_u32..16) {
+        let image = created(DiskType::Dynamic, 600 * 512, 1 << block_shift);
+        run(image, vec![0; 600 * 512], Driver::Vhd, 1 << 20, &steps, seed);
+    }
+
+    #[test]
+    fn dynamic_with_partial_bitmaps_and_a_small_cache(
+        steps in steps(4096), seed: u64, bits in prop::collection::vec(any::<u64>(), 40), cache in 0_usize..4096,
+    ) {
+        let blocks: Vec<(u32, u64)> = (0..).step_by(3).zip(bits).collect();
+        let (image, disk) = with_partial_bitmaps(&blocks, 4096 * 512, 16 << 10);
+        run(image, disk, Driver::Vhd, cache, &steps, seed);
+    }
+
+    #[test]
+    fn fixed_and_raw(steps in steps(600), seed: u64) {
+        let image = created(DiskType::Fixed, 600 * 512, 2 << 20);
+        run(image, vec![0; 600 * 512], Driver::Vhd, 1 << 20, &steps, seed);
+        let image = vec![0; 600 * 512];
+        run(image.clone(), image, Driver::Aio, 1 << 20, &steps, seed);
+    }
+}
+
+#[test]
+fn large_blocks_and_requests_across_many_blocks() {
+    let size = 9 << 20;
+    let image = created(DiskType::Dynamic, size, 2 << 20);
+    let mut host = Host::new(vec![image], size as usize);
+    host.open(Driver::Vhd, false).expect("the image opens");
+    let sectors = (size / 512) as u32;
+    for (index, chunk) in host.guest.chunks_mut(512).enumerate() {
+        chunk.fill((index % 251) as u8);
+    }
+    let expected = host.guest.clone();
+    assert_eq!(host.request(RequestKind::Write, 0, sectors, 0), 0);
+    host.guest.fill(0);
+    assert_eq!(host.request(RequestKind::Read, 0, sectors, 0), 0);
+    assert!(host.guest == expected);
+    host.close().expect("the image closes");
+    // Five blocks, each behind its bitmap, aligned to 4 KiB; nothing else.
+    let info = host.open(Driver::Vhd, true).expect("the image opens again");
+    assert_eq!(
+        (info.allocated_blocks, host.files[0].len()),
+        (5, 4096 + 5 * (4096 + (2 << 20)) - 4096 + 512)
+    );
+}
+
+#[test]
+fn reads_of_neighbours_are_joined() {
+    let (image, disk) = with_partial_bitmaps(&[(0, u64::MAX)], 8 << 12, 4096);
+    let mut host = Host::new(vec![image], disk.len());
+    host.open(Driver::Vhd, false).expect("the image opens");
+    assert_eq!(host.request(RequestKind::Read, 0, 8, 0), 0);
+    let before = host.counts;
+    assert_eq!(
+        host.request(RequestKind::Read, 0, (disk.len() / 512) as u32, 0),
+        0
+    );
+    assert_eq!(host.guest, disk);
+    // One read of the block, and one zeroing of everything behind it.
+    assert_eq!(
+        host.counts.iter().sum::<u64>() - before.iter().sum::<u64>(),
+        2
+    );
+}
+
+#[test]
+fn requests_that_can_not_be_are_refused() {
+    let image = created(DiskType::Dynamic, 1 << 20, 2 << 20);
+    let mut host = Host::new(vec![image.clone()], 4096);
+    host.open(Driver::Vhd, true).expect("the image opens");
+    assert_eq!(host.request(RequestKind::Write, 0, 1, 0), -1);
+    assert_eq!(host.request(RequestKind::Read, 2047, 2, 0), -22);
+    assert_eq!(host.request(RequestKind::Read, u64::MAX, 1, 0), -22);
+    assert_eq!(host.request(RequestKind::Read, 0, 0, 0), -22);
+    assert_eq!(host.request(RequestKind::Read, 0, u32::MAX, 0), -22);
+    assert_eq!(host.request(RequestKind::Read, 0, 8, u32::MAX - 512), -22);
+    assert_eq!(host.request(RequestKind::Flush, 0, 0, 0), 0);
+    host.close().expect("the image closes");
+    assert_eq!(host.request(RequestKind::Read, 0, 1, 0), -108);
+    assert!(
+        host.files[0] == image,
+        "a disk that was not written is not touched"
+    );
+}

@@ -1,0 +1,218 @@
+//! A host for the engine in memory: files and guest memory are byte vectors, and the test decides in which order
+//! operations end and which of them fail.
+
+// Each test program uses its own part of this.
+#![allow(dead_code)]
+
+pub mod power;
+
+use std::collections::VecDeque;
+
+use vhd::record::{Completion, Finished, Op, OpKind, REGION_STAGING, RequestKind, TdRequest};
+use vhd::{CreateSpec, Driver, Engine, FileSpec, ImageInfo, Job};
+
+/// The region number of the guest's memory.
+pub const GUEST: u32 = 1;
+
+/// An engine, its files and its guest's memory.
+pub struct Host {
+    pub engine: Engine,
+    pub files: Vec<Vec<u8>>,
+    pub guest: Vec<u8>,
+    /// Operations that were handed out and not carried out yet.
+    pub in_flight: Vec<Op>,
+    /// Carries out an operation otherwise: `Some(result)` is what it comes to.
+    pub fault: Option<Box<dyn FnMut(&Op) -> Option<i32>>>,
+    /// Operations that were carried out, by kind.
+    pub counts: [u64; 8],
+    pub finished: VecDeque<Finished>,
+    /// What a power cut would leave, for tests that ask.
+    pub power: Option<power::PowerLog>,
+}
+
+impl Host {
+    pub fn new(files: Vec<Vec<u8>>, guest_bytes: usize) -> Self {
+        Self::with_cache(files, guest_bytes, 1 << 20)
+    }
+
+    pub fn with_cache(files: Vec<Vec<u8>>, guest_bytes: usize, bitmap_cache_bytes: usize) -> Self {
+        Self {
+            engine: Engine::new(bitmap_cache_bytes),
+            files,
+            guest: vec![0; guest_bytes],
+            in_flight: Vec::new(),
+            fault: None,
+            counts: [0; 8],
+            finished: VecDeque::new(),
+            power: None,
+        }
+    }
+
+    /// Lets the engine move on and collects what it hands out.
+    pub fn run(&mut self) {
+        self.engine.run();
+        while let Some(op) = self.engine.take_op() {
+            let written = (op.kind == OpKind::Write).then(|| self.buffer(&op));
+            if let Some(power) = &mut self.power {
+                power.issued(&op, written.as_deref());
+            }
+            self.in_flight.push(op);
+        }
+        while let Some(finished) = self.engine.take_finished() {
+            self.finished.push_back(finished);
+        }
+    }
+
+    /// Carries out the operation in flight with this index and tells the engine.
+    pub fn complete(&mut self, index: usize) {
+        let op = self.in_flight.swap_remove(index);
+        let fault = self.fault.as_mut().and_then(|fault| fault(&op));
+        let result = fault.unwrap_or_else(|| self.carry_out(&op));
+        self.counts[op.kind as usize] += 1;
+        if let Some(power) = self.power.as_mut().filter(|_| result >= 0) {
+            power.completed(&op);
+        }
+        self.engine.complete(Completion { id: op.id, result });
+        self.run();
+    }
+
+    /// The bytes in an operation's buffer.
+    fn buffer(&mut self, op: &Op) -> Vec<u8> {
+        let range = op.buffer as usize..op.buffer as usize + op.length as usize;
+        match op.region {
+            REGION_STAGING => self.engine.with_staging(|bytes| bytes[range].to_vec()),
+            _ => self.guest[range].to_vec(),
+        }
+    }
+
+    fn carry_out(&mut self, op: &Op) -> i32 {
+        let (offset, length, buffer) = (op.offset as usize, op.length as usize, op.buffer as usize);
+        let Self {
+            files,
+            guest,
+            engine,
+            ..
+        } = self;
+        if op.kind == OpKind::ZeroBuffer {
+            guest[buffer..buffer + length].fill(0);
+            return 0;
+        }
+        let file = &mut files[usize::from(op.file)];
+        let mut with_buffer = |action: &mut dyn FnMut(&mut [u8])| match op.region {
+            REGION_STAGING => {
+                engine.with_staging(|bytes| action(&mut bytes[buffer..buffer + length]))
+            }
+            _ => action(&mut guest[buffer..buffer + length]),
+        };
+        match op.kind {
+            OpKind::Read => {
+                let available = file.len().saturating_sub(offset).min(length);
+                with_buffer(&mut |bytes| {
+                    bytes[..available].copy_from_slice(&file[offset..offset + available])
+                });
+                available as i32
+            }
+            OpKind::Write => {
+                if file.len() < offset + length {
+                    file.resize(offset + length, 0);
+                }
+                with_buffer(&mut |bytes| file[offset..offset + length].copy_from_slice(bytes));
+                length as i32
+            }
+            OpKind::Truncate => {
+                file.resize(offset, 0);
+                0
+            }
+            OpKind::Sync => 0,
+            other => panic!("the engine does not use {other:?} yet"),
+        }
+    }
+
+    /// Carries out operations in order until the engine wants nothing more.
+    pub fn settle(&mut self) {
+        self.run();
+        while !self.in_flight.is_empty() {
+            self.complete(0);
+        }
+    }
+
+    fn job(&mut self) -> vhd::error::Result<Option<ImageInfo>> {
+        self.settle();
+        match self.engine.job() {
+            Job::Over(result) => result,
+            other => panic!("the job is {other:?} though nothing is in flight"),
+        }
+    }
+
+    pub fn open(&mut self, driver: Driver, read_only: bool) -> vhd::error::Result<ImageInfo> {
+        let size = self.files[0].len() as u64;
+        let path = "disk.vhd".to_owned();
+        self.engine.open(FileSpec {
+            driver,
+            path,
+            file: 0,
+            size,
+            block_device: false,
+            read_only,
+        });
+        self.job()
+            .map(|info| info.expect("opening tells what was opened"))
+    }
+
+    pub fn close(&mut self) -> vhd::error::Result<()> {
+        self.engine.close();
+        self.job().map(|_| ())
+    }
+
+    pub fn create(&mut self, spec: CreateSpec) -> vhd::error::Result<()> {
+        self.engine.create(spec);
+        self.job().map(|_| ())
+    }
+
+    pub fn submit(
+        &mut self,
+        tag: u32,
+        kind: RequestKind,
+        flags: u8,
+        sector: u64,
+        sectors: u32,
+        buffer: u32,
+    ) {
+        let kind = kind as u8;
+        self.engine.submit(&TdRequest {
+            tag,
+            kind,
+            flags,
+            sector,
+            sectors,
+            region: GUEST,
+            buffer,
+        });
+        self.run();
+    }
+
+    /// Carries out one request alone; returns its status.
+    pub fn request(&mut self, kind: RequestKind, sector: u64, sectors: u32, buffer: u32) -> i32 {
+        self.submit(u32::MAX, kind, 0, sector, sectors, buffer);
+        self.settle();
+        let finished = self.finished.pop_front().expect("the request is finished");
+        assert_eq!(finished.tag, u32::MAX);
+        assert!(self.finished.is_empty());
+        finished.status
+    }
+
+    /// Reads the whole disk through the engine, in requests of up to 1 MiB.
+    pub fn read_disk(&mut self, sectors: u64) -> Vec<u8> {
+        let step = (self.guest.len() / 512).min(2048) as u64;
+        let mut disk = Vec::with_capacity(sectors as usize * 512);
+        let mut sector = 0;
+        while sector < sectors {
+            let count = step.min(sectors - sector);
+            self.guest.fill(0xee);
+            assert_eq!(self.request(RequestKind::Read, sector, count as u32, 0), 0);
+            disk.extend_from_slice(&self.guest[..count as usize * 512]);
+            sector += count;
+        }
+        disk
+    }
+}
