@@ -40,9 +40,19 @@ stale() {
 
 has() { command -v "$1" >/dev/null; }
 
-# The hours that a package registry may keep a command waiting are no reason to wait them.
+# bounded PROGRAM... ends what a package registry keeps waiting for too long.
 bounded() { timeout --kill-after=10 "${TAPVHD_INSTALL_TIMEOUT:-1200}" "$@"; }
 
-as_root() {
-  if ((EUID == 0)); then "$@"; else sudo "$@"; fi
+# debian PACKAGE... installs packages, with sudo's help where that is needed; upgrades none.
+debian() {
+  local get=(env DEBIAN_FRONTEND=noninteractive apt-get) ask=()
+  has apt-get || die "please install what these Debian packages bring: $*"
+  if ((EUID != 0)); then
+    # A question for the password is only for someone who can answer it.
+    [[ -t 0 ]] || ask=(--non-interactive)
+    { has sudo && sudo "${ask[@]}" true; } || die "as root, please: apt-get install --no-upgrade $*"
+    get=(sudo "${get[@]}")
+  fi
+  step "Debian's package lists" bounded "${get[@]}" update
+  step "Debian's $*" bounded "${get[@]}" install -y --no-install-recommends --no-upgrade "$@"
 }
