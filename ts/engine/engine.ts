@@ -1,0 +1,159 @@
+/**
+ * This folder holds the host's side of the engine: loading the WebAssembly module, views of its records, and its jobs.
+ * It runs in Node, in workers and in browsers, so nothing here but `load-node.ts` and `built.ts` may use Node's modules,
+ * and nothing at all opens a disk or a socket.
+ */
+
+import { z } from "zod";
+import type * as wasm from "../../build/wasm/vhd_wasm.js";
+import { type Layout, Records } from "./records.ts";
+
+/** The loaded WebAssembly module: what `load-node.ts` and `load-browser.ts` yield. */
+export interface EngineModule {
+  readonly Engine: typeof wasm.Engine;
+  readonly memory: WebAssembly.Memory;
+}
+
+/** What the engine has to know of the file of a disk to open it. */
+export interface OpenSpec {
+  readonly driver: "vhd" | "aio";
+  /** The name that errors give. */
+  readonly path: string;
+  /** The host's number of the file. */
+  readonly file: number;
+  /** Bytes. */
+  readonly size: number;
+  readonly blockDevice: boolean;
+  readonly readOnly: boolean;
+}
+
+const areaSchema = z.object({ offset: z.int().nonnegative(), capacity: z.int().positive() });
+
+const layoutSchema = z.object({
+  operations: areaSchema,
+  completions: areaSchema,
+  tdRequests: areaSchema,
+  finished: areaSchema,
+  requests: areaSchema,
+  responses: areaSchema,
+  staging: z.object({ offset: z.int().nonnegative(), length: z.int().positive() }),
+});
+
+/** An opened disk, as the open job describes it. */
+export const openedDiskSchema = z.object({
+  sectors: z.int().nonnegative(),
+  sizeBytes: z.int().nonnegative(),
+  /** `fixed`, `dynamic`, `differencing` or `raw`. */
+  type: z.string(),
+  /** Bytes; 0 for disks without blocks. */
+  blockSize: z.int().nonnegative(),
+  uuid: z.string(),
+  /** What was odd about the file but no reason to refuse it. */
+  warnings: z.array(z.string()),
+});
+
+/** An opened disk, as the open job describes it. */
+export type OpenedDisk = z.infer<typeof openedDiskSchema>;
+
+const failedJobSchema = z.object({
+  error: z.object({
+    message: z.string(),
+    file: z.string().nullish(),
+    structure: z.string().nullish(),
+    // A number from a corrupt file need not be a safe integer.
+    offset: z.number().nullish(),
+    found: z.string().nullish(),
+    expected: z.string().nullish(),
+    errno: z.int(),
+  }),
+});
+
+/** A failed job. The message is complete: it names file, structure, offset, what was found and what was expected. */
+export class JobError extends Error {
+  override readonly name = "JobError";
+  /** The positive errno value that a program reports for it. */
+  readonly errno: number;
+
+  constructor(failure: z.infer<typeof failedJobSchema>["error"]) {
+    super(failure.message);
+    this.errno = failure.errno;
+  }
+}
+
+/** States of the job that was started last. */
+export const jobState = { none: 0, running: 1, done: 2, failed: 3 } as const;
+
+/** The engine of one virtual disk. */
+export class Engine {
+  /** The memory in which its batches travel. */
+  readonly records: Records;
+  readonly #engine: wasm.Engine;
+
+  /** An engine with no disk, which will keep at most `bitmapCacheBytes` bytes of sector bitmaps. */
+  constructor(module: EngineModule, bitmapCacheBytes: number) {
+    this.#engine = new module.Engine(bitmapCacheBytes);
+    const layout: Layout = layoutSchema.parse(JSON.parse(this.#engine.layout()));
+    this.records = new Records(module.memory, layout);
+  }
+
+  /** Starts the job that opens a disk. */
+  open(spec: OpenSpec): void {
+    this.#engine.open(JSON.stringify(spec));
+    this.records.refresh();
+  }
+
+  /** Starts the job that waits for the requests in flight, makes everything durable and writes the footer. */
+  close(): void {
+    this.#engine.close();
+    this.records.refresh();
+  }
+
+  /** Asks for dirty metadata to be written though nobody waits for it; for when the host is idle. */
+  syncMetadata(): void {
+    this.#engine.sync_metadata();
+  }
+
+  /** Whether the job that was started last still runs; it moves on with each {@link step}. */
+  get jobRunning(): boolean {
+    return this.#engine.job() === jobState.running;
+  }
+
+  /**
+   * What the open job, which is over, yielded.
+   * @throws JobError when it failed.
+   */
+  openedDisk(): OpenedDisk {
+    return openedDiskSchema.parse(this.#jobResult());
+  }
+
+  /**
+   * Checks the close job, which is over.
+   * @throws JobError when it failed.
+   */
+  checkClosed(): void {
+    this.#jobResult();
+  }
+
+  /**
+   * Takes in records from the completions and td requests areas, and moves everything on.
+   * @returns operations in the operations area | finished records in the finished area << 15
+   */
+  step(completions: number, tdRequests: number): number {
+    const counts = this.#engine.step(completions, tdRequests);
+    this.records.refresh();
+    return counts;
+  }
+
+  /** Whether more waits than fitted into the areas: step again before waiting for anything. */
+  get pending(): boolean {
+    return this.#engine.pending();
+  }
+
+  #jobResult(): unknown {
+    const result: unknown = JSON.parse(this.#engine.job_result());
+    if (this.#engine.job() === jobState.failed) {
+      throw new JobError(failedJobSchema.parse(result).error);
+    }
+    return result;
+  }
+}

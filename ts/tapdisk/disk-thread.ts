@@ -1,0 +1,198 @@
+import { fileURLToPath } from "node:url";
+import { Worker } from "node:worker_threads";
+import type { OpenedDisk } from "../engine/engine.ts";
+import { type Control, type DiskOptions, type Report, reportSchema } from "./messages.ts";
+import type { PortModule } from "./port.ts";
+
+/** A front end that the data plane refused; the positive `errno` says why. */
+export class AttachError extends Error {
+  override readonly name = "AttachError";
+  readonly errno: number;
+
+  constructor(message: string, errno: number) {
+    super(message);
+    this.errno = errno;
+  }
+}
+
+interface Attaching {
+  readonly resolve: (frontEnd: number) => void;
+  readonly reject: (error: Error) => void;
+  readonly onClosed: () => void;
+}
+
+// A control message before its request got a number.
+type Attach =
+  | Omit<Extract<Control, { kind: "attachNbd" }>, "request">
+  | Omit<Extract<Control, { kind: "attachRing" }>, "request">;
+
+/** The main thread's end of a worker that runs the data plane of one disk. */
+export class DiskThread {
+  /** What was opened. */
+  readonly disk: OpenedDisk;
+  /** What executes file operations. */
+  readonly backend: string;
+  /** Settles when the worker is gone: resolves after {@link close}, rejects when it died of an error. */
+  readonly ended: Promise<void>;
+  readonly #worker: Worker;
+  readonly #port: PortModule;
+  /** A duplicate, so that it stays what it is whatever the worker does. */
+  readonly #wakeFd: number;
+  readonly #attaching = new Map<number, Attaching>();
+  readonly #frontEnds = new Map<number, () => void>();
+  #requests = 0;
+
+  /**
+   * Starts a worker and opens the disk in it.
+   * @throws an error that says why the disk can't be opened.
+   */
+  static async open(port: PortModule, options: DiskOptions): Promise<DiskThread> {
+    const worker = new Worker(workerFile(), { workerData: options });
+    const opened = await firstReport(worker);
+    if (opened.kind !== "opened") {
+      throw new Error(opened.kind === "failed" ? opened.message : `the worker began with '${opened.kind}'`);
+    }
+    return new DiskThread(port, worker, opened);
+  }
+
+  private constructor(port: PortModule, worker: Worker, opened: Extract<Report, { kind: "opened" }>) {
+    this.#port = port;
+    this.#worker = worker;
+    this.disk = opened.disk;
+    this.backend = opened.backend;
+    this.#wakeFd = port.duplicateFd(opened.wakeFd);
+    this.ended = new Promise((resolve, reject) => {
+      let closed = false;
+      worker.on("message", (message) => {
+        const report = reportSchema.parse(message);
+        closed ||= report.kind === "closed";
+        if (report.kind === "failed") {
+          reject(new Error(report.message));
+        }
+        this.#take(report);
+      });
+      worker.on("error", reject);
+      worker.on("exit", (code) => {
+        this.#dropAll();
+        if (closed) {
+          resolve();
+        } else {
+          reject(new Error(`the disk's thread ended with code ${code}`));
+        }
+      });
+    });
+    // Whoever awaits it sees the error; nobody has to.
+    this.ended.catch(() => {});
+  }
+
+  /**
+   * Serves an NBD connection that is past its handshake. The data plane takes `socket`, a descriptor, over.
+   * `onClosed` is called when the connection has ended.
+   * @returns the front end's number
+   * @throws AttachError
+   */
+  attachNbd(
+    connection: { socket: number; received: Uint8Array<ArrayBuffer>; structuredReplies: boolean; readOnly: boolean },
+    onClosed: () => void,
+  ): Promise<number> {
+    return this.#attach({ kind: "attachNbd", ...connection }, onClosed);
+  }
+
+  /**
+   * Serves a ring. The data plane takes its descriptors over. `onClosed` is called when the front end has ended.
+   * @returns the front end's number
+   * @throws AttachError
+   */
+  attachRing(ring: { memory: number; kick: number; notify: number }, onClosed: () => void): Promise<number> {
+    return this.#attach({ kind: "attachRing", ...ring }, onClosed);
+  }
+
+  /** Lets a front end finish what it has in flight, and go. */
+  detach(frontEnd: number): void {
+    if (this.#frontEnds.has(frontEnd)) {
+      this.#send({ kind: "detach", frontEnd });
+    }
+  }
+
+  /**
+   * Lets all front ends go, makes everything durable and closes the disk.
+   * @throws what kept the disk from being closed properly.
+   */
+  async close(): Promise<void> {
+    this.#send({ kind: "close" });
+    await this.ended;
+  }
+
+  #attach(message: Attach, onClosed: () => void): Promise<number> {
+    const request = this.#requests++;
+    return new Promise((resolve, reject) => {
+      this.#attaching.set(request, { resolve, reject, onClosed });
+      this.#send({ ...message, request });
+    });
+  }
+
+  #send(message: Control): void {
+    this.#worker.postMessage(message);
+    this.#port.wake(this.#wakeFd);
+  }
+
+  #take(report: Report): void {
+    switch (report.kind) {
+      case "attached": {
+        const attaching = this.#attaching.get(report.request);
+        this.#attaching.delete(report.request);
+        this.#frontEnds.set(report.frontEnd, attaching?.onClosed ?? (() => {}));
+        attaching?.resolve(report.frontEnd);
+        break;
+      }
+      case "refused":
+        this.#attaching.get(report.request)?.reject(new AttachError(report.message, report.errno));
+        this.#attaching.delete(report.request);
+        break;
+      case "frontEndClosed": {
+        const onClosed = this.#frontEnds.get(report.frontEnd);
+        this.#frontEnds.delete(report.frontEnd);
+        onClosed?.();
+        break;
+      }
+      case "opened":
+      case "failed":
+      case "closed":
+        break;
+    }
+  }
+
+  #dropAll(): void {
+    for (const attaching of this.#attaching.values()) {
+      attaching.reject(new Error("the disk is closed"));
+    }
+    this.#attaching.clear();
+    for (const onClosed of this.#frontEnds.values()) {
+      onClosed();
+    }
+    this.#frontEnds.clear();
+  }
+}
+
+/** The worker's entry, from the sources as well as from a bundle. */
+function workerFile(): string {
+  const name = import.meta.url.endsWith(".ts") ? "worker.ts" : "worker.js";
+  return fileURLToPath(new URL(name, import.meta.url));
+}
+
+function firstReport(worker: Worker): Promise<Report> {
+  return new Promise((resolve, reject) => {
+    const settle = (outcome: () => void) => {
+      worker.off("message", onMessage);
+      worker.off("error", onError);
+      worker.off("exit", onExit);
+      outcome();
+    };
+    const onMessage = (message: unknown) => settle(() => resolve(reportSchema.parse(message)));
+    const onError = (error: unknown) => settle(() => reject(error));
+    const onExit = (code: number) => settle(() => reject(new Error(`the disk's thread ended with code ${code}`)));
+    worker.on("message", onMessage);
+    worker.on("error", onError);
+    worker.on("exit", onExit);
+  });
+}

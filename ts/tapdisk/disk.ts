@@ -1,0 +1,148 @@
+import { Engine, type EngineModule, type OpenedDisk } from "../engine/engine.ts";
+import { DataPlane } from "./data-plane.ts";
+import { errnoOf, messageOf } from "./errors.ts";
+import type { Control, DiskOptions, Report } from "./messages.ts";
+import type { OpenFile, Port, PortModule } from "./port.ts";
+import { Vbd } from "./vbd.ts";
+
+/** How long clients get to take their last answers when the disk is closed. */
+const DRAIN_MS = 10_000;
+/** Between two looks at the clock while draining. */
+const DRAIN_STEP_MS = 100;
+
+function now(): number {
+  return performance.now();
+}
+
+/** One virtual disk from opening to closing: its files, its engine, its vbd and its front ends, driven by one thread. */
+export class Disk {
+  readonly #options: DiskOptions;
+  readonly #report: (message: Report) => void;
+  readonly #port: Port;
+  readonly #engine: Engine;
+  readonly #vbd: Vbd;
+  readonly #plane: DataPlane;
+  readonly #frontEnds = new Set<number>();
+  readonly #files: OpenFile[] = [];
+  #closing = false;
+
+  constructor(
+    options: DiskOptions,
+    engineModule: EngineModule,
+    PortClass: PortModule["Port"],
+    report: (message: Report) => void,
+  ) {
+    this.#options = options;
+    this.#report = report;
+    this.#port = new PortClass({ backend: options.backend, pollMicroseconds: options.pollMicroseconds });
+    this.#engine = new Engine(engineModule, options.bitmapCacheBytes);
+    this.#port.layout(this.#engine.records.layout);
+    this.#vbd = new Vbd(this.#engine.records, (frontEnd) => this.#frontEndClosed(frontEnd));
+    this.#plane = new DataPlane(this.#port, this.#engine, this.#vbd, now);
+  }
+
+  /**
+   * Opens the stack of images and reports it.
+   * @throws an error whose message says which file can't be opened, and why.
+   */
+  open(): void {
+    const disk = this.#openStack();
+    this.#vbd.open({ sectors: disk.sectors, readOnly: this.#options.readOnly });
+    this.#report({ kind: "opened", wakeFd: this.#port.wakeFd, backend: this.#port.backend, disk });
+  }
+
+  /** Serves front ends until told to close. `receive` yields the next message of the main thread, if there is one. */
+  serve(receive: () => Control | undefined): void {
+    while (!this.#closing) {
+      this.#plane.turn();
+      if (this.#plane.woken) {
+        for (let message = receive(); message !== undefined; message = receive()) {
+          this.#control(message);
+        }
+      }
+    }
+  }
+
+  /**
+   * Finishes what is in flight, lets the front ends go, and closes the images.
+   * @throws an error when not everything could be made durable.
+   */
+  close(): void {
+    this.#vbd.stopRetrying();
+    for (const frontEnd of this.#frontEnds) {
+      this.#port.detach(frontEnd);
+    }
+    const deadline = now() + DRAIN_MS;
+    while ((this.#frontEnds.size > 0 || !this.#vbd.idle) && now() < deadline) {
+      this.#plane.turn(DRAIN_STEP_MS);
+    }
+    this.#engine.close();
+    this.#runJob();
+    this.#engine.checkClosed();
+    for (const file of this.#files) {
+      this.#port.closeFile(file.file);
+    }
+    this.#port.close();
+    this.#report({ kind: "closed" });
+  }
+
+  #openStack(): OpenedDisk {
+    const [image] = this.#options.stack;
+    const { readOnly, direct } = this.#options;
+    const file = this.#port.openFile(image.name, { write: !readOnly, direct, lock: true });
+    this.#files.push(file);
+    this.#engine.open({
+      driver: image.driver,
+      path: image.name,
+      file: file.file,
+      size: file.size,
+      blockDevice: file.blockDevice,
+      readOnly,
+    });
+    this.#runJob();
+    return this.#engine.openedDisk();
+  }
+
+  #runJob(): void {
+    // The first turn only lets the engine take its first step.
+    this.#plane.turn(0);
+    while (this.#engine.jobRunning) {
+      this.#plane.turn();
+    }
+  }
+
+  #control(message: Control): void {
+    switch (message.kind) {
+      case "attachNbd":
+        this.#attach(message.request, () => this.#port.attachNbd(message.socket, message.received, message));
+        break;
+      case "attachRing":
+        this.#attach(message.request, () => this.#port.attachRing(message.memory, message.kick, message.notify));
+        break;
+      case "detach":
+        // It may have gone by itself in the meantime.
+        if (this.#frontEnds.has(message.frontEnd)) {
+          this.#port.detach(message.frontEnd);
+        }
+        break;
+      case "close":
+        this.#closing = true;
+        break;
+    }
+  }
+
+  #attach(request: number, attach: () => number): void {
+    try {
+      const frontEnd = attach();
+      this.#frontEnds.add(frontEnd);
+      this.#report({ kind: "attached", request, frontEnd });
+    } catch (error) {
+      this.#report({ kind: "refused", request, message: messageOf(error), errno: errnoOf(error) });
+    }
+  }
+
+  #frontEndClosed(frontEnd: number): void {
+    this.#frontEnds.delete(frontEnd);
+    this.#report({ kind: "frontEndClosed", frontEnd });
+  }
+}
