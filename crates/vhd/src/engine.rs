@@ -94,7 +94,8 @@ impl Engine {
     }
 
     /// Starts the job that closes the disk: waits for all requests, makes everything durable and puts the footer right
-    /// behind the last block. New requests fail with `ESHUTDOWN`.
+    /// behind the last block. New requests fail with `ESHUTDOWN`. If the job fails, nothing that was written is forgotten:
+    /// it can be started again.
     pub fn close(&mut self) {
         let (io, core) = (self.io.clone(), self.core());
         if let Some(core) = &core {
@@ -106,7 +107,9 @@ impl Engine {
             let outcome = close(&core, &io)
                 .await
                 .map_err(|error| error.in_file(&core.borrow_mut().leaf().path));
-            *opened.borrow_mut() = None;
+            if outcome.is_ok() {
+                *opened.borrow_mut() = None;
+            }
             outcome.map(|()| None)
         });
     }

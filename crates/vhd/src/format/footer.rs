@@ -99,7 +99,7 @@ impl Footer {
         }
     }
 
-    /// Reads a footer from its first 511 or 512 bytes.
+    /// Reads a footer from its 511 or 512 bytes; what follows them is ignored.
     ///
     /// # Errors
     /// Names the first field that is not as the specification has it, with its offset in the footer.
@@ -108,6 +108,7 @@ impl Footer {
         if bytes.len() < LEGACY_LENGTH {
             return Err(invalid(0, "too short").found(bytes.len(), LENGTH));
         }
+        let bytes = &bytes[..bytes.len().min(LENGTH)];
         if array(bytes, 0) != COOKIE {
             return Err(invalid(0, "wrong cookie").found(bytes[..8].escape_ascii(), "conectix"));
         }
@@ -164,7 +165,7 @@ impl Footer {
             // The last reserved byte is not there in the 511-byte form; it is zero then.
             reserved: {
                 let mut reserved = [0; 427];
-                let present = &bytes[85..bytes.len().min(LENGTH)];
+                let present = &bytes[85..];
                 reserved[..present.len()].copy_from_slice(present);
                 reserved
             },

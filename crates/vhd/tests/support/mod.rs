@@ -14,6 +14,9 @@ use vhd::{CreateSpec, Driver, Engine, FileSpec, ImageInfo, Job};
 /// The region number of the guest's memory.
 pub const GUEST: u32 = 1;
 
+/// Decides about an operation: `Some(result)` is what it comes to, without being carried out.
+pub type Fault = Box<dyn FnMut(&Op) -> Option<i32>>;
+
 /// An engine, its files and its guest's memory.
 pub struct Host {
     pub engine: Engine,
@@ -21,8 +24,7 @@ pub struct Host {
     pub guest: Vec<u8>,
     /// Operations that were handed out and not carried out yet.
     pub in_flight: Vec<Op>,
-    /// Carries out an operation otherwise: `Some(result)` is what it comes to.
-    pub fault: Option<Box<dyn FnMut(&Op) -> Option<i32>>>,
+    pub fault: Option<Fault>,
     /// Operations that were carried out, by kind.
     pub counts: [u64; 8],
     pub finished: VecDeque<Finished>,
@@ -106,7 +108,8 @@ impl Host {
         };
         match op.kind {
             OpKind::Read => {
-                let available = file.len().saturating_sub(offset).min(length);
+                let offset = offset.min(file.len());
+                let available = (file.len() - offset).min(length);
                 with_buffer(&mut |bytes| {
                     bytes[..available].copy_from_slice(&file[offset..offset + available])
                 });

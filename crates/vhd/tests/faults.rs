@@ -1,0 +1,133 @@
+//! Any single operation fails: the request that needed it fails with that error, the image stays good, and later
+//! requests succeed.
+
+mod support;
+
+use proptest::prelude::*;
+use proptest::test_runner::Config;
+use support::Host;
+use vhd::format::footer::DiskType;
+use vhd::format::uuid::Uuid;
+use vhd::record::{OpKind, RequestKind};
+use vhd::{CreateSpec, Driver};
+
+const SECTORS: u64 = 400;
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// The operation has no effect and ends with this (positive) errno value.
+    Errno(i32),
+    /// A transfer moves nothing, or all but a sector, and says so.
+    Short,
+}
+
+fn faults() -> impl Strategy<Value = Fault> {
+    prop_oneof![
+        Just(Fault::Errno(5)),
+        Just(Fault::Errno(28)),
+        Just(Fault::Short)
+    ]
+}
+
+fn run(requests: &[(u8, u64, u32)], at: u64, fault: Fault) {
+    let mut host = Host::with_cache(vec![Vec::new()], 64 << 10, 0);
+    let (disk_type, size, uuid) = (DiskType::Dynamic, SECTORS * 512, Uuid([1; 16]));
+    host.create(CreateSpec {
+        file: 0,
+        disk_type,
+        size,
+        block_size: 4096,
+        uuid,
+        timestamp: 7,
+    })
+    .expect("the image is made");
+    host.open(Driver::Vhd, false).expect("the image opens");
+    let mut countdown = at;
+    host.fault = Some(Box::new(move |op| {
+        let moves = matches!(op.kind, OpKind::Read | OpKind::Write);
+        if countdown > 0 || matches!(fault, Fault::Short) && !moves || op.kind == OpKind::ZeroBuffer
+        {
+            countdown = countdown.saturating_sub(1);
+            return None;
+        }
+        countdown = u64::MAX;
+        match fault {
+            Fault::Errno(errno) => Some(-errno),
+            Fault::Short => Some(op.length as i32 - 512),
+        }
+    }));
+    let expected_status = match fault {
+        Fault::Errno(errno) => -errno,
+        Fault::Short => -5,
+    };
+    // What each sector may hold: the byte of the last acknowledged write, and those of failed ones since.
+    let mut model: Vec<Vec<u8>> = vec![vec![0]; SECTORS as usize];
+    let mut failures = 0;
+    for (index, (kind, sector, count)) in requests.iter().copied().enumerate() {
+        let count = count.min((SECTORS - sector) as u32);
+        let range = sector as usize..sector as usize + count as usize;
+        let fill = (index % 250) as u8 + 1;
+        let status = match kind {
+            0 => {
+                host.guest[..count as usize * 512].fill(fill);
+                let status = host.request(RequestKind::Write, sector, count, 0);
+                for bytes in &mut model[range] {
+                    if status == 0 {
+                        bytes.clear();
+                    }
+                    bytes.push(fill);
+                }
+                status
+            }
+            1 => {
+                let status = host.request(RequestKind::Read, sector, count, 0);
+                if status == 0 {
+                    check(&host.guest, &model[range]);
+                }
+                status
+            }
+            _ => host.request(RequestKind::Flush, 0, 0, 0),
+        };
+        if status != 0 {
+            assert_eq!(status, expected_status);
+            failures += 1;
+        }
+    }
+    assert!(failures <= 1, "{failures} requests failed by one fault");
+    if let Err(error) = host.close() {
+        assert_eq!((-error.errno, failures), (expected_status, 0));
+        host.close()
+            .expect("the image closes at the second attempt");
+    }
+    host.fault = None;
+    host.open(Driver::Vhd, false)
+        .expect("the image opens again");
+    let disk = host.read_disk(SECTORS);
+    check(&disk, &model);
+    assert_eq!(host.request(RequestKind::Flush, 0, 0, 0), 0);
+}
+
+fn check(data: &[u8], model: &[Vec<u8>]) {
+    for (sector, (bytes, allowed)) in data.chunks(512).zip(model).enumerate() {
+        assert!(
+            bytes.iter().all(|byte| *byte == bytes[0]),
+            "sector {sector} is torn"
+        );
+        assert!(
+            allowed.contains(&bytes[0]),
+            "sector {sector} holds {}, may hold {allowed:?}",
+            bytes[0]
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(Config { cases: 600, ..Config::default() })]
+
+    #[test]
+    fn one_operation_fails(
+        requests in prop::collection::vec((0_u8..3, 0..SECTORS, 1_u32..20), 1..60), at in 0_u64..150, fault in faults(),
+    ) {
+        run(&requests, at, fault);
+    }
+}
