@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import { generator } from "./memory-port.ts";
 import { type HandshakeStep, type NbdExport, NbdHandshake, transmissionFlags } from "./nbd-handshake.ts";
 
 const DISK: NbdExport = {
@@ -263,12 +264,3 @@ describe("transmissionFlags", () => {
     expect(transmissionFlags({ ...all, readOnly: true }, true)).toBe(FLAGS | 2 | SEND_DF);
   });
 });
-
-/** Numbers below `limit`, the same in each run. */
-function generator(seed: number): (limit: number) => number {
-  let state = seed;
-  return (limit) => {
-    state = (Math.imul(state, 1103515245) + 12345) >>> 0;
-    return (state >>> 8) % limit;
-  };
-}
