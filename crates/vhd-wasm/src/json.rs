@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use vhd::record;
-use vhd::{Driver, FileSpec, ImageInfo, Job};
+use vhd::{Driver, FileSpec, ImageInfo, Job, Want};
 
 #[derive(Serialize)]
 pub(crate) struct Place {
@@ -65,11 +65,32 @@ struct OpenJob {
     read_only: bool,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Copy, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum DriverName {
     Vhd,
     Aio,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+enum WantJson {
+    Open { path: String, driver: DriverName },
+    Close { file: u16 },
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Answer {
+    #[serde(rename_all = "camelCase")]
+    Opened {
+        file: u16,
+        size: u64,
+        block_device: bool,
+    },
+    Failed {
+        errno: i32,
+    },
 }
 
 #[derive(Serialize)]
@@ -81,6 +102,7 @@ struct Opened<'a> {
     disk_type: String,
     block_size: u32,
     uuid: &'a str,
+    depth: u32,
     allocated_blocks: u32,
     warnings: &'a [String],
 }
@@ -127,6 +149,44 @@ pub(crate) fn file_spec(json: &str) -> Result<FileSpec, String> {
     })
 }
 
+/// The JSON of a want, `null` if there is none.
+pub(crate) fn want(want: Option<Want>) -> String {
+    to_string(&want.map(|want| match want {
+        Want::Open { path, driver } => WantJson::Open {
+            path,
+            driver: match driver {
+                Driver::Vhd => DriverName::Vhd,
+                Driver::Aio => DriverName::Aio,
+            },
+        },
+        Want::Close { file } => WantJson::Close { file },
+    }))
+}
+
+/// The answer to a want.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn answer(json: &str) -> Result<Result<FileSpec, i32>, String> {
+    Ok(
+        match serde_json::from_str(json).map_err(|error| error.to_string())? {
+            Answer::Opened {
+                file,
+                size,
+                block_device,
+            } => Ok(FileSpec {
+                driver: Driver::Vhd,
+                path: String::new(),
+                file,
+                size,
+                block_device,
+                read_only: true,
+            }),
+            Answer::Failed { errno } => Err(errno),
+        },
+    )
+}
+
 /// What a job yielded so far.
 pub(crate) fn job_result(job: &Job) -> String {
     match job {
@@ -155,6 +215,7 @@ fn opened(info: &ImageInfo) -> Opened<'_> {
             .map_or_else(|| "raw".to_owned(), |disk_type| disk_type.to_string()),
         block_size: info.block_size,
         uuid: &info.uuid,
+        depth: info.depth,
         allocated_blocks: info.allocated_blocks,
         warnings: &info.warnings,
     }

@@ -76,6 +76,24 @@ impl Engine {
         Ok(())
     }
 
+    /// JSON: what the running job wants of the host, `{"open":{"path","driver"}}` for a candidate for a parent or
+    /// `{"close":{"file"}}` for one that was not it; else `null`. Each want is told once, and answered by
+    /// [`Engine::provide`].
+    pub fn want(&mut self) -> String {
+        json::want(self.engine.want())
+    }
+
+    /// Answers the last want, by JSON: `{"file","size","blockDevice"}` of the opened file, or `{"errno"}` (positive; 0 for a
+    /// file that was closed).
+    ///
+    /// # Errors
+    /// What is wrong with the answer.
+    pub fn provide(&mut self, answer: &str) -> Result<(), JsError> {
+        let answer = json::answer(answer).map_err(|error| JsError::new(&error))?;
+        self.engine.provide(answer);
+        Ok(())
+    }
+
     /// Starts the job that closes the disk: waits for the requests in flight, makes everything durable and writes the
     /// footer. New requests fail with `ESHUTDOWN`.
     pub fn close(&mut self) {

@@ -47,8 +47,6 @@ pub(crate) struct BitmapCache {
     limit: usize,
     /// Entries with bits that are not on disk.
     dirty: Vec<u32>,
-    /// Something changed that may allow an eviction.
-    pub(crate) relaxed: bool,
 }
 
 impl BitmapCache {
@@ -61,7 +59,6 @@ impl BitmapCache {
             bytes: 0,
             limit,
             dirty: Vec::new(),
-            relaxed: false,
         }
     }
 
@@ -117,7 +114,13 @@ impl BitmapCache {
         if let Some(entry) = self.entries.try_remove(index as usize) {
             self.bytes -= entry.bits.len();
             self.index.remove(&(entry.level, entry.block));
-            self.relaxed = true;
+        }
+    }
+
+    /// Keeps an entry from being evicted until it is unpinned.
+    pub(crate) fn pin(&mut self, index: u32) {
+        if let Some(entry) = self.get(index) {
+            entry.pins += 1;
         }
     }
 
@@ -125,7 +128,6 @@ impl BitmapCache {
     pub(crate) fn unpin(&mut self, index: u32) {
         if let Some(entry) = self.get(index) {
             entry.pins = entry.pins.saturating_sub(1);
-            self.relaxed = true;
         }
     }
 

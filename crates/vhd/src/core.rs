@@ -53,10 +53,11 @@ struct Place {
 }
 
 impl Core {
-    pub(crate) fn new(leaf: Image, read_only: bool, bitmap_cache_bytes: usize) -> Self {
+    /// The state of a chain, which has at least its leaf.
+    pub(crate) fn new(chain: Vec<Image>, read_only: bool, bitmap_cache_bytes: usize) -> Self {
         Self {
-            allocator: Allocator::new(&leaf),
-            chain: vec![leaf],
+            allocator: Allocator::new(&chain[0]),
+            chain,
             read_only,
             closing: false,
             requests: Slab::new(),
@@ -271,14 +272,15 @@ impl Core {
         if place.full {
             return self.transfer(queue, OpKind::Read, place.file, place.data, piece, None);
         }
-        let Some(entry) = self.bitmap(queue, piece, &place) else {
+        let Some(index) = self.bitmap(queue, piece, &place) else {
             return;
         };
+        // Looking into the parents may load bitmaps and evict others: not this one.
+        self.cache.pin(index);
         let mut done = 0;
-        while done < piece.count {
-            let Some(bits) = self.cache.get(entry).map(|entry| &entry.bits) else {
-                return;
-            };
+        while done < piece.count
+            && let Some(bits) = self.cache.get(index).map(|entry| &entry.bits)
+        {
             let (present, count) = bitmap::run(bits, place.first + done, piece.count - done);
             let part = piece.part(done, count);
             if present {
@@ -295,6 +297,7 @@ impl Core {
             }
             done += count;
         }
+        self.cache.unpin(index);
     }
 
     fn write_block(&mut self, queue: &mut Queue, piece: Piece, block: u32, place: Option<Place>) {
@@ -324,7 +327,7 @@ impl Core {
         let mark = if bitmap::run(&entry.bits, place.first, piece.count) == (true, piece.count) {
             None
         } else {
-            entry.pins += 1;
+            self.cache.pin(index);
             Some(Mark {
                 entry: index,
                 first: place.first,

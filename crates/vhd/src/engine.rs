@@ -7,13 +7,14 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Waker};
 
+use crate::chain::{self, Files, Want};
 use crate::commit;
 use crate::core::Core;
 use crate::create::{self, CreateSpec};
 use crate::error::{Error, Result, errno};
 use crate::extend;
 use crate::io::{Io, until};
-use crate::open::{self, FileSpec, ImageInfo};
+use crate::open::{FileSpec, ImageInfo};
 use crate::record::{Completion, Finished, Op, TdRequest};
 
 type Task = Pin<Box<dyn Future<Output = ()>>>;
@@ -39,6 +40,7 @@ pub struct Engine {
     core: Rc<RefCell<Option<Rc<RefCell<Core>>>>>,
     tasks: Vec<Task>,
     job: Option<Outcome>,
+    files: Rc<RefCell<Files>>,
     /// Requests that came while no disk was open.
     refused: VecDeque<Finished>,
     bitmap_cache_bytes: usize,
@@ -61,30 +63,44 @@ impl Engine {
             core: Rc::default(),
             tasks: Vec::new(),
             job: None,
+            files: Rc::default(),
             refused: VecDeque::new(),
             bitmap_cache_bytes,
         }
     }
 
-    /// Starts the job that opens a disk.
+    /// Starts the job that opens a disk: the image in `spec`'s file and all its parents, for which it asks by
+    /// [`Engine::want`].
     pub fn open(&mut self, spec: FileSpec) {
-        let (io, opened, cache) = (self.io.clone(), self.core.clone(), self.bitmap_cache_bytes);
+        let (io, files, opened) = (self.io.clone(), self.files.clone(), self.core.clone());
+        let cache = self.bitmap_cache_bytes;
         self.start_job(async move {
-            let (image, info) = open::open(&io, &spec).await?;
+            let (chain, info) = chain::open(&io, &files, &spec).await?;
             if spec.block_device && !spec.read_only && info.block_size != 0 {
                 return Err(Error::invalid(
                     "file",
-                    "writing to a dynamic disk on a block device is not supported yet",
+                    "writing to an image with a BAT on a block device is not supported yet",
                 )
                 .in_file(&spec.path));
             }
             *opened.borrow_mut() = Some(Rc::new(RefCell::new(Core::new(
-                image,
+                chain,
                 spec.read_only,
                 cache,
             ))));
             Ok(Some(info))
         });
+    }
+
+    /// What the running job wants of the host. Each want is told once.
+    pub fn want(&mut self) -> Option<Want> {
+        self.files.borrow_mut().want.take()
+    }
+
+    /// Answers the last want with the file that was opened (its `driver`, `path` and `read_only` don't count), or with a
+    /// (positive) errno value.
+    pub fn provide(&mut self, answer: std::result::Result<FileSpec, i32>) {
+        self.files.borrow_mut().answer = Some(answer);
     }
 
     /// Starts the job that makes a new image in an empty file.

@@ -6,6 +6,8 @@ use std::fmt;
 pub mod errno {
     /// Operation not permitted.
     pub const EPERM: i32 = 1;
+    /// No such file or directory.
+    pub const ENOENT: i32 = 2;
     /// Input/output error.
     pub const EIO: i32 = 5;
     /// Invalid argument.

@@ -3,6 +3,7 @@
 use crate::format::bat;
 use crate::format::footer::{DiskType, Footer};
 use crate::format::header::Header;
+use crate::format::uuid::Uuid;
 
 /// Largest virtual size of an image with a BAT, bytes: 2040 GiB, as in every other implementation.
 pub const MAX_DYNAMIC_SIZE: u64 = 2040 << 30;
@@ -19,6 +20,8 @@ pub(crate) struct Image {
     pub(crate) path: String,
     /// Size of the virtual disk, sectors.
     pub(crate) sectors: u64,
+    /// Its identity; a raw file has none.
+    pub(crate) uuid: Option<Uuid>,
     pub(crate) layout: Layout,
 }
 

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod cache;
+mod chain;
 mod commit;
 mod core;
 mod create;
@@ -16,10 +17,12 @@ pub mod format;
 mod image;
 mod io;
 mod open;
+mod open_blocks;
 pub mod record;
 mod request;
 mod staging;
 
+pub use chain::Want;
 pub use create::CreateSpec;
 pub use engine::{Engine, Job};
 pub use image::MAX_DYNAMIC_SIZE;

@@ -6,9 +6,10 @@ use std::collections::HashMap;
 
 use proptest::prelude::*;
 use proptest::test_runner::Config;
-use support::{Host, power::PowerLog};
+use support::Host;
+use support::images::{self, Parent, Spec, uuid};
+use support::power::PowerLog;
 use vhd::format::footer::DiskType;
-use vhd::format::uuid::Uuid;
 use vhd::record::{FLAG_FUA, RequestKind};
 use vhd::{CreateSpec, Driver};
 
@@ -39,10 +40,16 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..60)
 }
 
+fn first_word(bytes: &[u8]) -> u32 {
+    u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+}
+
 /// What each sector may hold: numbers of the writes to it, oldest first; the first is the last that is surely durable
-/// (0: never written). A write fills its sectors with its number.
+/// (or what was there before any). A write fills its sectors with its number.
 struct Model {
     sectors: Vec<Vec<u32>>,
+    /// The files of the parents, which nothing changes.
+    parents: Vec<Vec<u8>>,
     in_flight: [Option<(u32, u64, u32, bool)>; SLOTS],
     /// When each write was acknowledged.
     acknowledged: HashMap<u32, u32>,
@@ -94,7 +101,8 @@ impl Model {
 
     /// Checks a file that a power cut left.
     fn check(&self, file: Vec<u8>, work_on: bool) {
-        let mut host = Host::new(vec![file], 64 << 10);
+        let files = [vec![file], self.parents.clone()].concat();
+        let mut host = Host::new(files, 64 << 10);
         let info = host.open(Driver::Vhd, !work_on);
         let info = info.unwrap_or_else(|error| panic!("the image does not open: {error}"));
         assert!(
@@ -111,7 +119,7 @@ impl Model {
             let free = self
                 .sectors
                 .iter()
-                .position(|history| history == &[0])
+                .position(|history| history.len() == 1)
                 .unwrap_or(0);
             host.guest[..512].fill(0xab);
             assert_eq!(host.request(RequestKind::Write, free as u64, 1, 0), 0);
@@ -130,7 +138,7 @@ impl Model {
             .enumerate()
             .filter(|(sector, _)| Some(*sector) != except)
         {
-            let write = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+            let write = first_word(bytes);
             assert!(
                 bytes.chunks(4).all(|word| word == write.to_le_bytes()),
                 "sector {sector} is torn"
@@ -144,13 +152,18 @@ impl Model {
     }
 }
 
-fn run(image: Vec<u8>, steps: &[Step], seed: u64) -> usize {
+/// Runs the steps on a chain with the content `disk`, cutting the power all the time.
+fn run(files: Vec<Vec<u8>>, disk: &[u8], steps: &[Step], seed: u64) {
     let slot_bytes = MAX_COUNT as usize * 512;
-    let mut host = Host::new(vec![image], SLOTS * slot_bytes);
+    let mut host = Host::new(files, SLOTS * slot_bytes);
     host.power = Some(PowerLog::new(&host.files[0]));
     host.open(Driver::Vhd, false).expect("the image opens");
     let mut model = Model {
-        sectors: vec![vec![0]; SECTORS as usize],
+        sectors: disk
+            .chunks(512)
+            .map(|sector| vec![first_word(sector)])
+            .collect(),
+        parents: host.files[1..].to_vec(),
         in_flight: [None; SLOTS],
         acknowledged: HashMap::new(),
         clock: 0,
@@ -164,7 +177,6 @@ fn run(image: Vec<u8>, steps: &[Step], seed: u64) -> usize {
             .wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize % below
     };
-    let mut states = 0;
     let mut tag = FLUSH;
     for step in steps {
         match *step {
@@ -207,7 +219,6 @@ fn run(image: Vec<u8>, steps: &[Step], seed: u64) -> usize {
                     }
                     let power = host.power.as_ref().expect("the log is kept");
                     model.check(power.cut(&mut random), random(4) == 0);
-                    states += 1;
                     if host.in_flight.is_empty() {
                         break;
                     }
@@ -228,7 +239,6 @@ fn run(image: Vec<u8>, steps: &[Step], seed: u64) -> usize {
                     }
                     let power = host.power.as_ref().expect("the log is kept");
                     model.check(power.cut(&mut random), random(4) == 0);
-                    states += 1;
                 }
                 // Closing is a flush.
                 for history in &mut model.sectors {
@@ -239,41 +249,48 @@ fn run(image: Vec<u8>, steps: &[Step], seed: u64) -> usize {
             }
         }
     }
-    states
 }
 
-fn image(block_size: u32) -> Vec<u8> {
+const SIZE: u64 = SECTORS * 512;
+
+fn empty(block_size: u32) -> Vec<u8> {
     let mut host = Host::new(vec![Vec::new()], 0);
-    let (disk_type, size, uuid) = (DiskType::Dynamic, SECTORS * 512, Uuid([1; 16]));
+    let disk_type = DiskType::Dynamic;
     host.create(CreateSpec {
         file: 0,
         disk_type,
-        size,
+        size: SIZE,
         block_size,
-        uuid,
+        uuid: uuid(0),
         timestamp: 7,
     })
     .expect("the image is made");
     host.files.remove(0)
 }
 
-/// An image whose blocks all are allocated with bitmaps that say that nothing was written.
-fn sparse_image(block_size: u32) -> Vec<u8> {
-    use vhd::format::{bat, footer::Footer, header::Header};
-    let count = (SECTORS * 512).div_ceil(u64::from(block_size)) as u32;
-    let footer = Footer::new(DiskType::Dynamic, SECTORS * 512, Uuid([1; 16]), 7).encode();
-    let span = 1 + block_size / 512;
-    let table: Vec<u32> = (0..count).map(|block| 4 + block * span).collect();
-    let mut file = footer.to_vec();
-    file.extend(Header::new(1536, count, block_size).encode());
-    file.extend(bat::encode(&table));
-    for _ in 0..count {
-        file.extend([0; 512]);
-        // What lies under clear bits is nobody's business.
-        file.extend(vec![0xdd; block_size as usize]);
-    }
-    file.extend(footer);
-    file
+/// An image with partial bitmaps, its content put on top of `disk`.
+fn partial(index: usize, bits: &[u64], has_parent: bool, disk: &mut [u8]) -> Vec<u8> {
+    let blocks: Vec<(u32, u64)> = (0..)
+        .zip(bits.iter().copied())
+        .filter(|(_, bits)| bits % 4 != 0)
+        .collect();
+    let locator = (*b"W2ku", images::name(index + 1));
+    let parent = has_parent.then(|| Parent {
+        uuid: uuid(index + 1),
+        locator,
+    });
+    let fill = if has_parent { |_| 0xa0 } else { |_| 0xb0 };
+    images::build(
+        &Spec {
+            uuid: uuid(index),
+            size: SIZE,
+            block_size: 8192,
+            parent,
+            blocks: &blocks,
+            fill,
+        },
+        disk,
+    )
 }
 
 proptest! {
@@ -281,11 +298,24 @@ proptest! {
 
     #[test]
     fn of_allocations(steps in steps(), seed: u64) {
-        run(image(4096), &steps, seed);
+        run(vec![empty(4096)], &[0; SIZE as usize], &steps, seed);
     }
 
     #[test]
-    fn of_partial_blocks(steps in steps(), seed: u64) {
-        run(sparse_image(8192), &steps, seed);
+    fn of_partial_blocks(bits in prop::collection::vec(any::<u64>(), 18), steps in steps(), seed: u64) {
+        let mut disk = vec![0; SIZE as usize];
+        let image = partial(0, &bits, false, &mut disk);
+        run(vec![image], &disk, &steps, seed);
+    }
+
+    #[test]
+    fn of_a_differencing_image(
+        parent in prop::collection::vec(any::<u64>(), 18), bits in prop::collection::vec(any::<u64>(), 18),
+        steps in steps(), seed: u64,
+    ) {
+        let mut disk = vec![0; SIZE as usize];
+        let parent = partial(1, &parent, false, &mut disk);
+        let leaf = partial(0, &bits, true, &mut disk);
+        run(vec![leaf, parent], &disk, &steps, seed);
     }
 }

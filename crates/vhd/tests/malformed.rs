@@ -65,7 +65,7 @@ fn open(file: &[u8], read_only: bool) -> Result<ImageInfo, Error> {
 fn refused(file: &[u8], structure: &str) -> Error {
     let error = open(file, false).expect_err("the file is refused");
     assert_eq!(error.structure, structure, "{error}");
-    assert_eq!(error.file.as_deref(), Some("disk.vhd"));
+    assert_eq!(error.file.as_deref(), Some("/disks/disk.vhd"));
     assert!(
         error.offset.is_some() && error.found.is_some() && error.expected.is_some(),
         "{error}"

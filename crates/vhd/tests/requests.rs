@@ -5,9 +5,8 @@ mod support;
 use proptest::prelude::*;
 use proptest::test_runner::Config;
 use support::Host;
-use vhd::format::bat;
-use vhd::format::footer::{DiskType, Footer};
-use vhd::format::header::Header;
+use support::images::{self, Parent, Spec, uuid};
+use vhd::format::footer::DiskType;
 use vhd::format::uuid::Uuid;
 use vhd::record::{FLAG_FUA, RequestKind};
 use vhd::{CreateSpec, Driver};
@@ -99,7 +98,7 @@ impl Model {
 
 /// Runs the steps on an image, then closes it and compares all of it with the model.
 fn run(
-    image: Vec<u8>,
+    files: Vec<Vec<u8>>,
     start: Vec<u8>,
     driver: Driver,
     cache: usize,
@@ -107,7 +106,7 @@ fn run(
     seed: u64,
 ) -> Vec<u8> {
     let guest = SLOTS * SLOT_SECTORS as usize * 512;
-    let mut host = Host::with_cache(vec![image], guest, cache);
+    let mut host = Host::with_cache(files, guest, cache);
     let sectors = start.len() as u64 / 512;
     let mut model = Model {
         disk: start,
@@ -237,41 +236,70 @@ fn created(disk_type: DiskType, size: u64, block_size: u32) -> Vec<u8> {
     std::mem::take(&mut host.files[0])
 }
 
-/// A dynamic image as blktap leaves it: some blocks with partial bitmaps, zeros under clear bits, unaligned places in no
-/// order.
+/// A dynamic image as blktap leaves it, and its content.
 fn with_partial_bitmaps(blocks: &[(u32, u64)], size: u64, block_size: u32) -> (Vec<u8>, Vec<u8>) {
-    let footer = Footer::new(DiskType::Dynamic, size, Uuid([2; 16]), 7);
-    let count = size.div_ceil(u64::from(block_size)) as u32;
-    let header = Header::new(1536, count, block_size);
-    let sectors_per_block = block_size / 512;
-    let mut table = vec![bat::UNUSED; count as usize];
     let mut disk = vec![0; size as usize];
-    let mut data = Vec::new();
-    let mut next = 1536 / 512 + count.div_ceil(128);
-    let bitmap_bytes = (sectors_per_block.div_ceil(8) as usize).next_multiple_of(512);
-    for (block, bits) in blocks {
-        table[*block as usize] = next;
-        let mut bitmap = vec![0; bitmap_bytes];
-        let mut content = vec![0; block_size as usize];
-        for sector in (0..sectors_per_block).filter(|sector| bits >> (sector % 64) & 1 == 1) {
-            bitmap[sector as usize / 8] |= 0x80 >> (sector % 8);
-            let at = u64::from(*block) * u64::from(block_size) + u64::from(sector) * 512;
-            if at < size {
-                let fill = 0x80 | (sector % 100) as u8;
-                content[sector as usize * 512..][..512].fill(fill);
-                disk[at as usize..][..512].fill(fill);
-            }
-        }
-        data.extend(bitmap);
-        data.extend(content);
-        next += (bitmap_bytes as u32 + block_size) / 512;
+    let fill = |sector| 0x80 | (sector % 100) as u8;
+    let spec = Spec {
+        uuid: uuid(0),
+        size,
+        block_size,
+        parent: None,
+        blocks,
+        fill,
+    };
+    (images::build(&spec, &mut disk), disk)
+}
+
+/// A chain of differencing images, each with its own blocks, on a dynamic one; and its content. Parents are smaller than
+/// their children.
+fn chain(levels: &[Vec<u64>], sectors: u64) -> (Vec<Vec<u8>>, Vec<u8>) {
+    const FILLS: [fn(u64) -> u8; 4] = [
+        |sector| 0x10 | (sector % 7) as u8,
+        |sector| 0x20 | (sector % 11) as u8,
+        |sector| 0x40 | (sector % 13) as u8,
+        |sector| 0x80 | (sector % 3) as u8,
+    ];
+    let mut disk = vec![0; sectors as usize * 512];
+    let mut files = Vec::new();
+    for (index, bits) in levels.iter().enumerate().rev() {
+        let block_size = 4096 << (index % 3);
+        let size = (sectors - index as u64 * 24) * 512;
+        let count = size.div_ceil(u64::from(block_size)) as u32;
+        // Some blocks are absent, some have no sector or all of them.
+        let blocks: Vec<(u32, u64)> = (0..count)
+            .zip(bits.iter().cycle().copied())
+            .filter(|(_, bits)| bits % 5 != 0)
+            .map(|(block, bits)| {
+                (
+                    block,
+                    [bits, u64::MAX, 0, bits, bits & bits >> 7][(bits % 5) as usize],
+                )
+            })
+            .collect();
+        let platform = [*b"W2ru", *b"W2ku", *b"MacX"][index % 3];
+        let path = match &platform {
+            b"W2ku" => format!("C:{}", images::name(index + 1)),
+            _ if index == 0 => "./base/parent1.vhd".to_owned(),
+            _ => format!("./parent{}.vhd", index + 1),
+        };
+        let locator = (platform, path);
+        let parent = (index + 1 < levels.len()).then(|| Parent {
+            uuid: uuid(index + 1),
+            locator,
+        });
+        let spec = Spec {
+            uuid: uuid(index),
+            size,
+            block_size,
+            parent,
+            blocks: &blocks,
+            fill: FILLS[index % 4],
+        };
+        files.push(images::build(&spec, &mut disk[..size as usize]));
     }
-    let mut image = footer.encode().to_vec();
-    image.extend(header.encode());
-    image.extend(bat::encode(&table));
-    image.extend(data);
-    image.extend(footer.encode());
-    (image, disk)
+    files.reverse();
+    (files, disk)
 }
 
 proptest! {
@@ -280,7 +308,7 @@ proptest! {
     #[test]
     fn dynamic(steps in steps(600), seed: u64, block_shift in 12_u32..16) {
         let image = created(DiskType::Dynamic, 600 * 512, 1 << block_shift);
-        run(image, vec![0; 600 * 512], Driver::Vhd, 1 << 20, &steps, seed);
+        run(vec![image], vec![0; 600 * 512], Driver::Vhd, 1 << 20, &steps, seed);
     }
 
     #[test]
@@ -289,15 +317,23 @@ proptest! {
     ) {
         let blocks: Vec<(u32, u64)> = (0..).step_by(3).zip(bits).collect();
         let (image, disk) = with_partial_bitmaps(&blocks, 4096 * 512, 16 << 10);
-        run(image, disk, Driver::Vhd, cache, &steps, seed);
+        run(vec![image], disk, Driver::Vhd, cache, &steps, seed);
+    }
+
+    #[test]
+    fn chains(
+        levels in prop::collection::vec(prop::collection::vec(any::<u64>(), 8..20), 1..6), steps in steps(600), seed: u64,
+    ) {
+        let (files, disk) = chain(&levels, 600);
+        run(files, disk, Driver::Vhd, 1 << 12, &steps, seed);
     }
 
     #[test]
     fn fixed_and_raw(steps in steps(600), seed: u64) {
         let image = created(DiskType::Fixed, 600 * 512, 2 << 20);
-        run(image, vec![0; 600 * 512], Driver::Vhd, 1 << 20, &steps, seed);
+        run(vec![image], vec![0; 600 * 512], Driver::Vhd, 1 << 20, &steps, seed);
         let image = vec![0; 600 * 512];
-        run(image.clone(), image, Driver::Aio, 1 << 20, &steps, seed);
+        run(vec![image.clone()], image, Driver::Aio, 1 << 20, &steps, seed);
     }
 }
 

@@ -4,12 +4,13 @@
 // Each test program uses its own part of this.
 #![allow(dead_code)]
 
+pub mod images;
 pub mod power;
 
 use std::collections::VecDeque;
 
 use vhd::record::{Completion, Finished, Op, OpKind, REGION_STAGING, RequestKind, TdRequest};
-use vhd::{CreateSpec, Driver, Engine, FileSpec, ImageInfo, Job};
+use vhd::{CreateSpec, Driver, Engine, FileSpec, ImageInfo, Job, Want};
 
 /// The region number of the guest's memory.
 pub const GUEST: u32 = 1;
@@ -21,6 +22,8 @@ pub type Fault = Box<dyn FnMut(&Op) -> Option<i32>>;
 pub struct Host {
     pub engine: Engine,
     pub files: Vec<Vec<u8>>,
+    /// Paths of the files.
+    pub names: Vec<String>,
     pub guest: Vec<u8>,
     /// Operations that were handed out and not carried out yet.
     pub in_flight: Vec<Op>,
@@ -40,6 +43,7 @@ impl Host {
     pub fn with_cache(files: Vec<Vec<u8>>, guest_bytes: usize, bitmap_cache_bytes: usize) -> Self {
         Self {
             engine: Engine::new(bitmap_cache_bytes),
+            names: (0..files.len()).map(images::name).collect(),
             files,
             guest: vec![0; guest_bytes],
             in_flight: Vec::new(),
@@ -141,22 +145,40 @@ impl Host {
 
     fn job(&mut self) -> vhd::error::Result<Option<ImageInfo>> {
         self.settle();
+        while let Some(want) = self.engine.want() {
+            let answer = match want {
+                Want::Open { path, driver } => {
+                    let file = self.names.iter().position(|name| *name == path);
+                    file.map(|file| self.spec(file as u16, driver)).ok_or(2)
+                }
+                Want::Close { .. } => Err(0),
+            };
+            self.engine.provide(answer);
+            self.settle();
+        }
         match self.engine.job() {
             Job::Over(result) => result,
             other => panic!("the job is {other:?} though nothing is in flight"),
         }
     }
 
-    pub fn open(&mut self, driver: Driver, read_only: bool) -> vhd::error::Result<ImageInfo> {
-        let size = self.files[0].len() as u64;
-        let path = "disk.vhd".to_owned();
-        self.engine.open(FileSpec {
+    fn spec(&self, file: u16, driver: Driver) -> FileSpec {
+        let size = self.files[usize::from(file)].len() as u64;
+        let path = self.names[usize::from(file)].clone();
+        FileSpec {
             driver,
             path,
-            file: 0,
+            file,
             size,
             block_device: false,
+            read_only: true,
+        }
+    }
+
+    pub fn open(&mut self, driver: Driver, read_only: bool) -> vhd::error::Result<ImageInfo> {
+        self.engine.open(FileSpec {
             read_only,
+            ..self.spec(0, driver)
         });
         self.job()
             .map(|info| info.expect("opening tells what was opened"))

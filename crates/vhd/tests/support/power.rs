@@ -34,6 +34,8 @@ impl PowerLog {
 
     /// An operation was handed out; `bytes` are those that a write carries.
     pub fn issued(&mut self, op: &Op, bytes: Option<&[u8]>) {
+        // Only the leaf is ever written.
+        assert!(op.kind == OpKind::Read || op.file == 0);
         let change = match op.kind {
             OpKind::Write => Change::Write {
                 offset: op.offset as usize,

@@ -1,0 +1,109 @@
+//! Images as other programs leave them, made without the engine.
+
+use vhd::format::bat;
+use vhd::format::footer::{DiskType, Footer};
+use vhd::format::header::Header;
+use vhd::format::locator::ParentLocator;
+use vhd::format::uuid::Uuid;
+
+/// The path of the file with this index in a test's chain, leaf first.
+pub fn name(index: usize) -> String {
+    if index == 0 {
+        "/disks/disk.vhd".to_owned()
+    } else {
+        format!("/disks/base/parent{index}.vhd")
+    }
+}
+
+/// The UUID of the image with this index in a test's chain.
+pub fn uuid(index: usize) -> Uuid {
+    Uuid([index as u8 + 1; 16])
+}
+
+/// How a child names its parent.
+pub struct Parent {
+    pub uuid: Uuid,
+    /// Platform code and path of its one locator.
+    pub locator: ([u8; 4], String),
+}
+
+/// An image with a BAT.
+pub struct Spec<'a> {
+    pub uuid: Uuid,
+    pub size: u64,
+    pub block_size: u32,
+    pub parent: Option<Parent>,
+    /// Its blocks in file order, each with 64 bits that say, over and over, which sectors are present.
+    pub blocks: &'a [(u32, u64)],
+    /// The byte that fills a present sector.
+    pub fill: fn(sector: u64) -> u8,
+}
+
+/// The bytes of an image, whose present sectors are put on top of `disk`. Blocks are unaligned and in no order; what lies
+/// under clear bits is nobody's business.
+pub fn build(spec: &Spec<'_>, disk: &mut [u8]) -> Vec<u8> {
+    let disk_type = if spec.parent.is_some() {
+        DiskType::Differencing
+    } else {
+        DiskType::Dynamic
+    };
+    let footer = Footer::new(disk_type, spec.size, spec.uuid, 7).encode();
+    let count = spec.size.div_ceil(u64::from(spec.block_size)) as u32;
+    let mut header = Header::new(1536, count, spec.block_size);
+    let sectors_per_block = spec.block_size / 512;
+    let bitmap_bytes = (sectors_per_block.div_ceil(8) as usize).next_multiple_of(512);
+    let mut next = 1536 / 512 + count.div_ceil(128);
+    let mut locator_data = Vec::new();
+    if let Some(parent) = &spec.parent {
+        let (platform, path) = &parent.locator;
+        locator_data = match platform {
+            b"MacX" => format!("file://{path}").into_bytes(),
+            _ => path
+                .replace('/', "\\")
+                .encode_utf16()
+                .flat_map(u16::to_le_bytes)
+                .collect(),
+        };
+        header.parent_uuid = parent.uuid;
+        header.parent_name = path
+            .rsplit('/')
+            .next()
+            .unwrap_or_default()
+            .encode_utf16()
+            .collect();
+        header.locators[0] = ParentLocator {
+            platform: *platform,
+            data_space: 512,
+            data_length: locator_data.len() as u32,
+            data_offset: u64::from(next) * 512,
+        };
+        locator_data.resize(512, 0);
+        next += 1;
+    }
+    let mut table = vec![bat::UNUSED; count as usize];
+    let mut data = Vec::new();
+    for (block, bits) in spec.blocks {
+        table[*block as usize] = next;
+        let mut bitmap = vec![0; bitmap_bytes];
+        let mut content = vec![0xdd; spec.block_size as usize];
+        for sector in (0..sectors_per_block).filter(|sector| bits >> (sector % 64) & 1 == 1) {
+            bitmap[sector as usize / 8] |= 0x80 >> (sector % 8);
+            let at = u64::from(*block) * u64::from(sectors_per_block) + u64::from(sector);
+            let fill = (spec.fill)(at);
+            content[sector as usize * 512..][..512].fill(fill);
+            if let Some(bytes) = disk.get_mut(at as usize * 512..) {
+                bytes.iter_mut().take(512).for_each(|byte| *byte = fill);
+            }
+        }
+        data.extend(bitmap);
+        data.extend(content);
+        next += (bitmap_bytes as u32 + spec.block_size) / 512;
+    }
+    let mut image = footer.to_vec();
+    image.extend(header.encode());
+    image.extend(bat::encode(&table));
+    image.extend(locator_data);
+    image.extend(data);
+    image.extend(footer);
+    image
+}
