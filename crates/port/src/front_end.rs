@@ -3,12 +3,13 @@
 //! A front end never blocks and makes no system call; the reactor that owns it waits on its descriptor, moves its bytes
 //! and rings its bell. So the same front end runs on io_uring and on the thread-pool back end, and its tests need no kernel.
 
+use std::fmt::Debug;
 use std::os::fd::RawFd;
 
 use vhd::record::{FrontEndRequest, Response};
 
 /// A source of requests: a shared ring or an NBD connection.
-pub trait FrontEnd {
+pub trait FrontEnd: Debug {
     /// Decodes waiting requests into `out` until there are no more or `out` has `limit` entries. The reactor calls it
     /// after each wake-up of the front end, and again in the next turn if it stopped at the limit.
     ///
@@ -31,6 +32,7 @@ pub trait FrontEnd {
 }
 
 /// How a front end is connected to its client.
+#[derive(Debug)]
 pub enum Transport<'a> {
     /// Shared memory with an event descriptor in each direction.
     Doorbell {
@@ -45,7 +47,7 @@ pub enum Transport<'a> {
 
 /// The byte stream of a front end: where received bytes go, and which bytes are to be sent. The memory that it names
 /// belongs to the front end, does not move, and stays valid until the matching `received` or `sent`.
-pub trait Stream {
+pub trait Stream: Debug {
     /// The connected socket.
     fn fd(&self) -> RawFd;
 

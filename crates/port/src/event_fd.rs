@@ -1,0 +1,53 @@
+//! Event descriptors: counters that wake whoever waits on them.
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+use crate::error::last_errno;
+
+/// A new event descriptor that doesn't block.
+///
+/// # Errors
+///
+/// When there are too many descriptors.
+pub fn create() -> io::Result<OwnedFd> {
+    // SAFETY: no memory is concerned.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just made and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Adds 1. Result: 8, or a negative errno value; `-EAGAIN` means that the count is as high as it can be, so that the
+/// other side has enough to wake up for.
+pub fn add(fd: RawFd) -> i32 {
+    let one = 1u64;
+    loop {
+        // SAFETY: the descriptor reads eight bytes from `one`.
+        let result = unsafe { libc::write(fd, (&raw const one).cast(), size_of::<u64>()) };
+        match if result < 0 { last_errno() } else { 0 } {
+            0 => return 8,
+            error if error == -libc::EINTR => {}
+            error => return error,
+        }
+    }
+}
+
+/// Takes the count. Result: 8, or a negative errno value; `-EAGAIN` if there is none.
+pub fn take(fd: RawFd) -> i32 {
+    let mut count = 0u64;
+    loop {
+        // SAFETY: the descriptor writes at most eight bytes into `count`.
+        let result = unsafe { libc::read(fd, (&raw mut count).cast(), size_of::<u64>()) };
+        match if result < 0 {
+            last_errno()
+        } else {
+            result as i32
+        } {
+            error if error == -libc::EINTR => {}
+            result => return result,
+        }
+    }
+}

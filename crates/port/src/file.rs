@@ -1,0 +1,276 @@
+//! Opening files: descriptors for direct and buffered I/O, locks, and what direct I/O demands.
+
+use std::ffi::CString;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use crate::error::{Error, Result};
+
+/// How to open a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// For writing as well as for reading.
+    pub write: bool,
+    /// With direct I/O (`O_DIRECT`), where the file system has it.
+    pub direct: bool,
+    /// Hold a lock on the file: shared, or exclusive when opened for writing.
+    pub lock: bool,
+    /// Create the file if there is none.
+    pub create: bool,
+}
+
+/// An open regular file or block device.
+#[derive(Debug)]
+pub struct File {
+    buffered: OwnedFd,
+    direct: Option<OwnedFd>,
+    size: u64,
+    block_device: bool,
+    offset_alignment: u32,
+    memory_alignment: u32,
+    page: u32,
+}
+
+/// The alignment demanded by direct I/O when nobody says what it is.
+const SAFE_ALIGNMENT: u32 = 4096;
+
+impl File {
+    /// Opens a file.
+    ///
+    /// # Errors
+    ///
+    /// What `open(2)` says; `EISDIR` or `EINVAL` for what is neither a regular file nor a block device; `EBUSY` when
+    /// another process holds a lock that conflicts. Messages name the path.
+    pub fn open(path: &str, options: OpenOptions) -> Result<Self> {
+        let what = |text: &str, cause: &io::Error| Error::os(format_args!("{path}: {text}"), cause);
+        let name = CString::new(path)
+            .map_err(|_| Error::new(libc::EINVAL, format!("{path:?} has a NUL in it")))?;
+        let access = if options.write {
+            libc::O_RDWR
+        } else {
+            libc::O_RDONLY
+        };
+        let create = if options.create { libc::O_CREAT } else { 0 };
+        // O_NONBLOCK keeps a FIFO from blocking the call until it is refused below.
+        let buffered = open(&name, access | create | libc::O_NONBLOCK | libc::O_NOCTTY)
+            .map_err(|error| what("can't be opened", &error))?;
+        let status = fstat(&buffered).map_err(|error| what("no status", &error))?;
+        let block_device = match status.st_mode & libc::S_IFMT {
+            libc::S_IFREG => false,
+            libc::S_IFBLK => true,
+            libc::S_IFDIR => {
+                return Err(Error::new(libc::EISDIR, format!("{path} is a directory")));
+            }
+            _ => {
+                return Err(Error::new(
+                    libc::EINVAL,
+                    format!("{path} is neither a file nor a block device"),
+                ));
+            }
+        };
+        // SAFETY: F_SETFL takes flags and no pointer.
+        check(unsafe { libc::fcntl(buffered.as_raw_fd(), libc::F_SETFL, access) })
+            .map_err(|error| what("can't be set up", &error))?;
+        if options.lock {
+            lock(&buffered, options.write).map_err(|error| match error.raw_os_error() {
+                Some(libc::EAGAIN | libc::EACCES) => Error::new(
+                    libc::EBUSY,
+                    format!("{path} is in use by another process (lock held)"),
+                ),
+                _ => what("can't be locked", &error),
+            })?;
+        }
+        let size = if block_device {
+            device_size(&buffered).map_err(|error| what("no size", &error))?
+        } else {
+            status.st_size.cast_unsigned()
+        };
+        let direct = if options.direct {
+            open_direct(&buffered, &name, access, &status)
+        } else {
+            None
+        };
+        let (offset_alignment, memory_alignment) = match &direct {
+            Some(direct) => direct_alignment(direct, block_device),
+            None => (1, 1),
+        };
+        let page = u32::try_from(status.st_blksize)
+            .unwrap_or(0)
+            .clamp(4096, 1 << 16)
+            .next_power_of_two();
+        Ok(Self {
+            buffered,
+            direct,
+            size,
+            block_device,
+            offset_alignment,
+            memory_alignment,
+            page,
+        })
+    }
+
+    /// Bytes in the file when it was opened.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Bytes in the file now; its size when opened if it can't be had.
+    #[must_use]
+    pub fn current_size(&self) -> u64 {
+        match fstat(&self.buffered) {
+            Ok(status) if !self.block_device => status.st_size.cast_unsigned(),
+            _ => self.size,
+        }
+    }
+
+    /// Whether it is a block device.
+    #[must_use]
+    pub fn is_block_device(&self) -> bool {
+        self.block_device
+    }
+
+    /// Bytes to a multiple of which offset, length and memory of an operation are best aligned; 1 for buffered I/O.
+    #[must_use]
+    pub fn alignment(&self) -> u32 {
+        self.offset_alignment.max(self.memory_alignment)
+    }
+
+    /// The descriptor for buffered I/O and everything that isn't reading or writing.
+    #[must_use]
+    pub fn buffered(&self) -> RawFd {
+        self.buffered.as_raw_fd()
+    }
+
+    /// The descriptor for direct I/O.
+    #[must_use]
+    pub fn direct(&self) -> Option<RawFd> {
+        self.direct.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    /// Whether direct I/O may have this place in the file.
+    #[must_use]
+    pub fn place_is_aligned(&self, offset: u64, length: u64) -> bool {
+        (offset | length) & u64::from(self.offset_alignment - 1) == 0
+    }
+
+    /// Whether direct I/O may have memory at this address.
+    #[must_use]
+    pub fn memory_is_aligned(&self, address: *const u8) -> bool {
+        address.addr() & (self.memory_alignment as usize - 1) == 0
+    }
+
+    /// The place, rounded out to what the page cache reads and writes as a whole: first byte and the byte after the
+    /// last.
+    #[must_use]
+    pub fn pages(&self, offset: u64, length: u64) -> (u64, u64) {
+        let page = u64::from(self.page);
+        (
+            offset & !(page - 1),
+            offset.saturating_add(length).saturating_add(page - 1) & !(page - 1),
+        )
+    }
+}
+
+fn check(result: i32) -> io::Result<i32> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+fn open(name: &CString, flags: i32) -> io::Result<OwnedFd> {
+    loop {
+        // SAFETY: `name` is a string that ends with NUL.
+        match check(unsafe { libc::open(name.as_ptr(), flags | libc::O_CLOEXEC, 0o666) }) {
+            // SAFETY: the descriptor was just made and nobody else has it.
+            Ok(fd) => return Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn fstat(fd: &OwnedFd) -> io::Result<libc::stat> {
+    let mut status = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: `status` has room for what fstat writes.
+    check(unsafe { libc::fstat(fd.as_raw_fd(), status.as_mut_ptr()) })?;
+    // SAFETY: fstat succeeded, so it has written all of it.
+    Ok(unsafe { status.assume_init() })
+}
+
+/// A lock on the whole file that belongs to the open file description: it conflicts with those of other opens in this
+/// process as well, and isn't lost when some other descriptor of the file is closed.
+fn lock(fd: &OwnedFd, exclusive: bool) -> io::Result<()> {
+    // SAFETY: all-zero bytes are a valid `flock`: from the start to the end of the file.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = if exclusive {
+        libc::F_WRLCK
+    } else {
+        libc::F_RDLCK
+    } as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    // SAFETY: F_OFD_SETLK reads a `flock`.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) }).map(drop)
+}
+
+const BLKGETSIZE64: libc::Ioctl = 0x8008_1272;
+
+fn device_size(fd: &OwnedFd) -> io::Result<u64> {
+    let mut size = 0u64;
+    // SAFETY: BLKGETSIZE64 writes eight bytes.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), BLKGETSIZE64, &raw mut size) })?;
+    Ok(size)
+}
+
+/// A second descriptor of the same file, for direct I/O; `None` if the file system has none.
+fn open_direct(
+    buffered: &OwnedFd,
+    name: &CString,
+    access: i32,
+    status: &libc::stat,
+) -> Option<OwnedFd> {
+    let flags = access | libc::O_DIRECT | libc::O_NOCTTY;
+    let same = CString::new(format!("/proc/self/fd/{}", buffered.as_raw_fd())).ok()?;
+    // Where /proc isn't mounted the path must do, if it still leads to the same file.
+    let direct = open(&same, flags).or_else(|_| open(name, flags)).ok()?;
+    let other = fstat(&direct).ok()?;
+    ((other.st_dev, other.st_ino) == (status.st_dev, status.st_ino)).then_some(direct)
+}
+
+/// What direct I/O demands of offsets and lengths, and of memory.
+fn direct_alignment(fd: &OwnedFd, block_device: bool) -> (u32, u32) {
+    let mut status = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the path is an empty string, and `status` has room for what statx writes.
+    let result = unsafe {
+        libc::statx(
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            libc::STATX_DIOALIGN,
+            status.as_mut_ptr(),
+        )
+    };
+    // SAFETY: all-zero bytes are a valid `statx`.
+    let status = unsafe { status.assume_init() };
+    let (offset, memory) = (status.stx_dio_offset_align, status.stx_dio_mem_align);
+    if result == 0
+        && status.stx_mask & libc::STATX_DIOALIGN != 0
+        && offset.is_power_of_two()
+        && memory.is_power_of_two()
+    {
+        return (offset, memory);
+    }
+    let mut sector: libc::c_int = 0;
+    // SAFETY: BLKSSZGET writes an int.
+    if block_device && unsafe { libc::ioctl(fd.as_raw_fd(), libc::BLKSSZGET, &raw mut sector) } == 0
+    {
+        let sector = u32::try_from(sector).unwrap_or(0);
+        if sector.is_power_of_two() {
+            return (sector, sector);
+        }
+    }
+    (SAFE_ALIGNMENT, SAFE_ALIGNMENT)
+}

@@ -1,0 +1,691 @@
+//! File operations: from the host's record to system calls, and from their results to a completion.
+//!
+//! An operation becomes one call, and more where a call did only a part, was interrupted, or isn't possible on this
+//! file system.
+//!
+//! # Direct and buffered I/O on one file
+//!
+//! What isn't aligned for direct I/O goes through the page cache. A buffered write changes whole pages: while it is
+//! under way or not yet written back, a direct write to another part of the same page could be lost. So a buffered
+//! write on a file that is open for direct I/O is *exclusive*: no other write to the same pages is in flight with it,
+//! and one that would be is parked until it is over. A later direct write makes the kernel write the page back first.
+
+use std::collections::VecDeque;
+
+use vhd::record::{Completion, OP_WORDS, Op, OpKind, REGION_STAGING};
+
+use crate::backend::{Backend, FileCall};
+use crate::batch::Batch;
+use crate::blocks::{Block, Blocks};
+use crate::file::File;
+use crate::files::Files;
+use crate::regions::Regions;
+
+/// Zeros that are written at a time where the file system can't do better, in bytes.
+const ZEROS: usize = 1 << 20;
+
+/// What operations work on.
+pub struct Context<'a> {
+    /// Executes calls.
+    pub backend: &'a mut dyn Backend,
+    /// The memory that operations may name.
+    pub regions: &'a mut Regions,
+}
+
+impl std::fmt::Debug for Context<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context").finish_non_exhaustive()
+    }
+}
+
+/// All operations in flight, and those that are over and not yet reported.
+#[derive(Debug, Default)]
+pub struct Operations {
+    /// The open files.
+    pub files: Files,
+    blocks: Blocks,
+    flights: Vec<Option<Flight>>,
+    free: Vec<u32>,
+    done: VecDeque<Done>,
+    next_age: u64,
+}
+
+/// An operation in flight.
+#[derive(Debug)]
+struct Flight {
+    op: Op,
+    stage: Stage,
+    /// Bytes that are done.
+    done: u64,
+    /// Where the data are.
+    data: *mut u8,
+    memory: Memory,
+    /// It may not use direct I/O.
+    buffered: bool,
+    /// See the module's comment.
+    exclusive: bool,
+    parked: bool,
+    age: u64,
+}
+
+/// What a flight does now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Moves the data.
+    Transfer,
+    /// Has the file system make zeros, in this mode.
+    Allocate(i32),
+    /// Writes zeros.
+    Zeros,
+    /// Makes a single call.
+    Single,
+}
+
+/// What keeps the memory of a flight alive.
+#[derive(Debug)]
+enum Memory {
+    /// It has none.
+    None,
+    /// A region other than staging.
+    Region(u32),
+    /// A block; what was read goes from there to the operation's place in staging when the completion is reported.
+    Staging(Block),
+    /// A block, since the operation's place in this region isn't aligned for direct I/O; what was read goes there.
+    Aligned(Block, u32, *mut u8),
+    /// A block of zeros.
+    Zeros(Block),
+}
+
+/// An operation that is over.
+#[derive(Debug)]
+struct Done {
+    completion: Completion,
+    /// What was read into staging, and where it goes.
+    read: Option<(Block, u32)>,
+}
+
+impl Operations {
+    /// Operations in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.flights.len() - self.free.len()
+    }
+
+    /// Whether there is something to report.
+    #[must_use]
+    pub fn has_done(&self) -> bool {
+        !self.done.is_empty()
+    }
+
+    /// Starts the operation in a record.
+    pub fn start(
+        &mut self,
+        words: &[u32; OP_WORDS],
+        batch: &mut Batch<'_>,
+        context: &mut Context<'_>,
+    ) {
+        let Some(op) = Op::decode(words) else {
+            return self.finished(words[0], -libc::EINVAL);
+        };
+        if op.kind == OpKind::ZeroBuffer {
+            let result = zero_buffer(&op, batch, context.regions);
+            return self.finished(op.id, result);
+        }
+        if let Err(result) = check(&op) {
+            return self.finished(op.id, result);
+        }
+        if !self.files.hold(op.file) {
+            return self.finished(op.id, -libc::EBADF);
+        }
+        if op.kind == OpKind::CopyRange && !self.files.hold(op.source_file) {
+            self.files.release(op.file);
+            return self.finished(op.id, -libc::EBADF);
+        }
+        match self.prepare(op, batch, context.regions) {
+            Ok(flight) => {
+                let slot = self.insert(flight);
+                self.admit(slot, context.backend);
+            }
+            Err(result) => {
+                self.release_files(&op);
+                self.finished(op.id, result);
+            }
+        }
+    }
+
+    /// Takes the result of an operation's call.
+    pub fn event(&mut self, slot: u32, result: i32, context: &mut Context<'_>) {
+        let Some(Some(flight)) = self.flights.get_mut(slot as usize) else {
+            debug_assert!(false, "an event of no operation");
+            return;
+        };
+        let Some(entry) = self.files.entry(flight.op.file) else {
+            return;
+        };
+        match flight.advance(result, &entry.file) {
+            Next::Again => self.admit(slot, context.backend),
+            Next::Zeros => {
+                self.prepare_zeros(slot);
+                self.admit(slot, context.backend);
+            }
+            Next::Buffered => {
+                flight.buffered = true;
+                self.admit(slot, context.backend);
+            }
+            Next::Finished(result) => self.finish(slot, result, context),
+        }
+    }
+
+    /// Reports what is over, as far as there is room. Returns the number of completions.
+    pub fn report(&mut self, batch: &mut Batch<'_>) -> u32 {
+        let mut count = 0;
+        while count < batch.completions() {
+            let Some(Done {
+                mut completion,
+                read,
+            }) = self.done.pop_front()
+            else {
+                break;
+            };
+            if let Some((block, offset)) = read {
+                let length = u64::from(completion.result.unsigned_abs());
+                match batch.staging(offset, length) {
+                    Some(staging) => {
+                        // SAFETY: the block is at least as long as what was read into it, and the read is over.
+                        let bytes =
+                            unsafe { std::slice::from_raw_parts(block.as_ptr(), staging.len()) };
+                        staging.copy_from_slice(bytes);
+                    }
+                    // The layout has changed since.
+                    None => completion.result = -libc::EFAULT,
+                }
+                self.blocks.give(block);
+            }
+            batch.set_completion(count, completion);
+            count += 1;
+        }
+        count
+    }
+
+    fn finished(&mut self, id: u32, result: i32) {
+        self.done.push_back(Done {
+            completion: Completion { id, result },
+            read: None,
+        });
+    }
+
+    /// Finds the memory of an operation whose record is valid.
+    fn prepare(
+        &mut self,
+        op: Op,
+        batch: &mut Batch<'_>,
+        regions: &mut Regions,
+    ) -> Result<Flight, i32> {
+        let mut flight = Flight {
+            op,
+            stage: Stage::Single,
+            done: 0,
+            data: std::ptr::null_mut(),
+            memory: Memory::None,
+            buffered: false,
+            exclusive: false,
+            parked: false,
+            age: self.next_age,
+        };
+        self.next_age += 1;
+        match op.kind {
+            OpKind::Read | OpKind::Write => {
+                flight.stage = Stage::Transfer;
+                (flight.memory, flight.data) = self.memory(&op, batch, regions)?;
+            }
+            OpKind::WriteZeroes => flight.stage = Stage::Allocate(libc::FALLOC_FL_ZERO_RANGE),
+            OpKind::PunchHole => {
+                flight.stage =
+                    Stage::Allocate(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE);
+            }
+            OpKind::CopyRange => flight.buffered = true,
+            OpKind::Sync | OpKind::Truncate | OpKind::ZeroBuffer => {}
+        }
+        if op.length == 0 && !matches!(op.kind, OpKind::Sync | OpKind::Truncate) {
+            self.drop_memory(std::mem::replace(&mut flight.memory, Memory::None), regions);
+            return Err(0);
+        }
+        Ok(flight)
+    }
+
+    fn memory(
+        &mut self,
+        op: &Op,
+        batch: &mut Batch<'_>,
+        regions: &mut Regions,
+    ) -> Result<(Memory, *mut u8), i32> {
+        let length = op.length as usize;
+        if op.region == REGION_STAGING {
+            let staging = batch.staging(op.buffer, op.length).ok_or(-libc::EFAULT)?;
+            let block = self.blocks.take(length);
+            if op.kind == OpKind::Write {
+                // SAFETY: the block has at least `length` bytes and is nobody else's.
+                unsafe {
+                    block
+                        .as_ptr()
+                        .copy_from_nonoverlapping(staging.as_ptr(), length)
+                };
+            }
+            let data = block.as_ptr();
+            return Ok((Memory::Staging(block), data));
+        }
+        let data = regions
+            .resolve(op.region, op.buffer, op.length)
+            .ok_or(-libc::EFAULT)?;
+        regions.hold(op.region);
+        let misaligned = self.files.entry(op.file).is_some_and(|entry| {
+            entry.file.direct().is_some()
+                && entry.file.place_is_aligned(op.offset, op.length)
+                && !entry.file.memory_is_aligned(data)
+        });
+        if !misaligned {
+            return Ok((Memory::Region(op.region), data));
+        }
+        let block = self.blocks.take(length);
+        if op.kind == OpKind::Write {
+            // SAFETY: `resolve` checked `length` bytes at `data`, and the block has as many.
+            unsafe { block.as_ptr().copy_from_nonoverlapping(data, length) };
+        }
+        let aligned = block.as_ptr();
+        Ok((Memory::Aligned(block, op.region, data), aligned))
+    }
+
+    fn drop_memory(&mut self, memory: Memory, regions: &mut Regions) {
+        match memory {
+            Memory::None => {}
+            Memory::Region(region) => regions.release(region),
+            Memory::Staging(block) | Memory::Zeros(block) => self.blocks.give(block),
+            Memory::Aligned(block, region, _) => {
+                regions.release(region);
+                self.blocks.give(block);
+            }
+        }
+    }
+
+    fn insert(&mut self, flight: Flight) -> u32 {
+        match self.free.pop() {
+            Some(slot) => {
+                self.flights[slot as usize] = Some(flight);
+                slot
+            }
+            None => {
+                self.flights.push(Some(flight));
+                u32::try_from(self.flights.len() - 1).expect("fewer than 2^32 operations in flight")
+            }
+        }
+    }
+
+    /// Starts a flight, or parks it if it may not be in flight together with others.
+    fn admit(&mut self, slot: u32, backend: &mut dyn Backend) {
+        let Some(Some(flight)) = self.flights.get_mut(slot as usize) else {
+            return;
+        };
+        let Some(entry) = self.files.entry(flight.op.file) else {
+            return;
+        };
+        if flight.writes() && entry.file.direct().is_some() {
+            if !flight.exclusive && flight.route(&entry.file).1 {
+                flight.exclusive = true;
+                entry.exclusive += 1;
+            }
+            if entry.exclusive > 0 && self.conflicts(slot) {
+                self.park(slot);
+                return;
+            }
+        }
+        self.launch(slot, backend);
+    }
+
+    fn park(&mut self, slot: u32) {
+        let Some(Some(flight)) = self.flights.get_mut(slot as usize) else {
+            return;
+        };
+        flight.parked = true;
+        if let Some(entry) = self.files.entry(flight.op.file) {
+            entry.parked += 1;
+        }
+    }
+
+    /// Whether a write may not be in flight together with another that is, or that waits for longer.
+    fn conflicts(&mut self, slot: u32) -> bool {
+        let Some(flight) = &self.flights[slot as usize] else {
+            return false;
+        };
+        let Some(entry) = self.files.entry(flight.op.file) else {
+            return false;
+        };
+        let pages = |flight: &Flight| entry.file.pages(flight.op.offset, flight.op.length);
+        let (start, end) = pages(flight);
+        self.flights.iter().flatten().any(|other| {
+            let (other_start, other_end) = pages(other);
+            other.age != flight.age
+                && other.op.file == flight.op.file
+                && other.writes()
+                && (other.exclusive || flight.exclusive)
+                && (!other.parked || other.age < flight.age)
+                && other_start < end
+                && start < other_end
+        })
+    }
+
+    /// Starts parked flights that nothing keeps from it any more, the oldest first.
+    fn unpark(&mut self, file: u16, backend: &mut dyn Backend) {
+        let is_parked = |flight: &&Flight| flight.parked && flight.op.file == file;
+        let mut ages: Vec<u64> = self
+            .flights
+            .iter()
+            .flatten()
+            .filter(is_parked)
+            .map(|flight| flight.age)
+            .collect();
+        ages.sort_unstable();
+        for age in ages {
+            let of_age =
+                |flight: &Option<Flight>| flight.as_ref().is_some_and(|flight| flight.age == age);
+            let Some(slot) = self.flights.iter().position(of_age) else {
+                continue;
+            };
+            if self.conflicts(slot as u32) {
+                continue;
+            }
+            if let Some(flight) = &mut self.flights[slot] {
+                flight.parked = false;
+            }
+            if let Some(entry) = self.files.entry(file) {
+                entry.parked -= 1;
+            }
+            self.launch(slot as u32, backend);
+        }
+    }
+
+    fn launch(&mut self, slot: u32, backend: &mut dyn Backend) {
+        let Some(Some(flight)) = self.flights.get_mut(slot as usize) else {
+            return;
+        };
+        let source = match flight.op.kind {
+            OpKind::CopyRange => self
+                .files
+                .entry(flight.op.source_file)
+                .map(|entry| entry.file.buffered()),
+            _ => None,
+        };
+        let Some(entry) = self.files.entry(flight.op.file) else {
+            return;
+        };
+        let call = flight.call(&entry.file, source.unwrap_or(-1));
+        // SAFETY: the flight keeps its memory until its event: blocks are its own, regions are held, and so are files.
+        unsafe { backend.file(u64::from(slot), call) };
+    }
+
+    fn prepare_zeros(&mut self, slot: u32) {
+        let Some(Some(flight)) = self.flights.get_mut(slot as usize) else {
+            return;
+        };
+        let size = usize::try_from(flight.op.length)
+            .unwrap_or(ZEROS)
+            .min(ZEROS);
+        let block = self.blocks.take(size);
+        // SAFETY: the block has that many bytes.
+        unsafe { block.as_ptr().write_bytes(0, block.size()) };
+        flight.data = block.as_ptr();
+        flight.memory = Memory::Zeros(block);
+    }
+
+    fn finish(&mut self, slot: u32, result: i32, context: &mut Context<'_>) {
+        let Some(mut flight) = self.flights[slot as usize].take() else {
+            return;
+        };
+        self.free.push(slot);
+        let op = flight.op;
+        let mut read = None;
+        match std::mem::replace(&mut flight.memory, Memory::None) {
+            Memory::Staging(block) if op.kind == OpKind::Read && result > 0 => {
+                read = Some((block, op.buffer))
+            }
+            memory => {
+                if let Memory::Aligned(block, _, to) = &memory
+                    && op.kind == OpKind::Read
+                    && let Ok(length) = usize::try_from(result)
+                {
+                    // SAFETY: at most the operation's length was read; the block has as many bytes, and so has the
+                    // region there, which is still held.
+                    unsafe { to.copy_from(block.as_ptr(), length) };
+                }
+                self.drop_memory(memory, context.regions);
+            }
+        }
+        let parked = self.files.entry(op.file).is_some_and(|entry| {
+            entry.exclusive -= u32::from(flight.exclusive);
+            entry.parked > 0
+        });
+        if parked {
+            self.unpark(op.file, context.backend);
+        }
+        self.release_files(&op);
+        self.done.push_back(Done {
+            completion: Completion { id: op.id, result },
+            read,
+        });
+    }
+
+    fn release_files(&mut self, op: &Op) {
+        self.files.release(op.file);
+        if op.kind == OpKind::CopyRange {
+            self.files.release(op.source_file);
+        }
+    }
+}
+
+/// Refuses numbers that make no sense.
+fn check(op: &Op) -> Result<(), i32> {
+    let end = |offset: u64| {
+        offset
+            .checked_add(op.length)
+            .filter(|end| i64::try_from(*end).is_ok())
+    };
+    let valid = match op.kind {
+        OpKind::Sync | OpKind::ZeroBuffer => true,
+        OpKind::Truncate => i64::try_from(op.offset).is_ok(),
+        OpKind::WriteZeroes | OpKind::PunchHole => end(op.offset).is_some(),
+        OpKind::Read | OpKind::Write => {
+            end(op.offset).is_some() && i32::try_from(op.length).is_ok()
+        }
+        OpKind::CopyRange => {
+            let overlap =
+                op.file == op.source_file && op.offset.abs_diff(op.source_offset) < op.length;
+            end(op.offset).and(end(op.source_offset)).is_some()
+                && i32::try_from(op.length).is_ok()
+                && !overlap
+        }
+    };
+    if valid { Ok(()) } else { Err(-libc::EINVAL) }
+}
+
+fn zero_buffer(op: &Op, batch: &mut Batch<'_>, regions: &Regions) -> i32 {
+    if op.region == REGION_STAGING {
+        return match batch.staging(op.buffer, op.length) {
+            Some(bytes) => {
+                bytes.fill(0);
+                0
+            }
+            None => -libc::EFAULT,
+        };
+    }
+    match regions.resolve(op.region, op.buffer, op.length) {
+        Some(bytes) => {
+            // SAFETY: `resolve` checked that the region has these bytes.
+            unsafe { bytes.write_bytes(0, op.length as usize) };
+            0
+        }
+        None => -libc::EFAULT,
+    }
+}
+
+/// What comes after a call.
+enum Next {
+    /// Another call.
+    Again,
+    /// Writing zeros.
+    Zeros,
+    /// The same without direct I/O.
+    Buffered,
+    /// Nothing.
+    Finished(i32),
+}
+
+impl Flight {
+    /// Whether it writes through the page cache or past it; what `fallocate` does isn't meant, since the kernel sees to
+    /// that.
+    fn writes(&self) -> bool {
+        match self.op.kind {
+            OpKind::Write | OpKind::CopyRange => true,
+            OpKind::WriteZeroes | OpKind::PunchHole => self.stage == Stage::Zeros,
+            OpKind::Read | OpKind::Sync | OpKind::Truncate | OpKind::ZeroBuffer => false,
+        }
+    }
+
+    /// Where the rest of the data is.
+    fn rest(&self) -> (u64, u64) {
+        (self.op.offset + self.done, self.op.length - self.done)
+    }
+
+    /// The descriptor for the rest, and whether that is the buffered one.
+    fn route(&self, file: &File) -> (i32, bool) {
+        let (offset, length) = self.rest();
+        match file.direct() {
+            Some(direct)
+                if !self.buffered
+                    && file.place_is_aligned(offset, length)
+                    && file.memory_is_aligned(self.data.wrapping_add(self.in_memory())) =>
+            {
+                (direct, false)
+            }
+            _ => (file.buffered(), true),
+        }
+    }
+
+    /// How far the rest is into the memory.
+    fn in_memory(&self) -> usize {
+        if self.stage == Stage::Zeros {
+            0
+        } else {
+            self.done as usize
+        }
+    }
+
+    fn call(&self, file: &File, source: i32) -> FileCall {
+        let (offset, length) = self.rest();
+        let (fd, cached) = self.route(file);
+        let buffer = self.data.wrapping_add(self.in_memory());
+        let buffered = file.buffered();
+        match (self.stage, self.op.kind) {
+            (Stage::Transfer, OpKind::Read) => FileCall::Read {
+                fd,
+                buffer,
+                length: length as usize,
+                offset,
+                cached,
+            },
+            (Stage::Transfer, _) => FileCall::Write {
+                fd,
+                buffer,
+                length: length as usize,
+                offset,
+                cached,
+            },
+            (Stage::Zeros, _) => {
+                let length = usize::try_from(length).unwrap_or(ZEROS).min(ZEROS);
+                FileCall::Write {
+                    fd,
+                    buffer,
+                    length,
+                    offset,
+                    cached,
+                }
+            }
+            (Stage::Allocate(mode), _) => FileCall::Allocate {
+                fd: buffered,
+                mode,
+                offset,
+                length,
+            },
+            (Stage::Single, OpKind::Truncate) => FileCall::Truncate {
+                fd: buffered,
+                size: offset,
+            },
+            (Stage::Single, OpKind::CopyRange) => FileCall::Copy {
+                from: source,
+                from_offset: self.op.source_offset,
+                to: buffered,
+                to_offset: offset,
+                length,
+            },
+            (Stage::Single, _) => FileCall::Sync { fd: buffered },
+        }
+    }
+
+    fn advance(&mut self, result: i32, file: &File) -> Next {
+        match -result {
+            libc::EINTR | libc::EAGAIN => return Next::Again,
+            libc::EINVAL
+                if matches!(self.stage, Stage::Transfer | Stage::Zeros) && !self.route(file).1 =>
+            {
+                return Next::Buffered;
+            }
+            _ => {}
+        }
+        match self.stage {
+            Stage::Allocate(mode) => self.allocated(mode, result, file),
+            Stage::Single => Next::Finished(result),
+            Stage::Transfer | Stage::Zeros => self.transferred(result),
+        }
+    }
+
+    fn transferred(&mut self, result: i32) -> Next {
+        let is_read = self.op.kind == OpKind::Read;
+        match result {
+            // Nothing at all is written only when something is badly wrong.
+            0 if !is_read => return Next::Finished(-libc::EIO),
+            1.. => self.done += u64::from(result.unsigned_abs()),
+            0 => {}
+            _ => return Next::Finished(result),
+        }
+        if result > 0 && self.done < self.op.length {
+            return Next::Again;
+        }
+        // Reads and writes are at most i32::MAX bytes long.
+        Next::Finished(if self.stage == Stage::Zeros {
+            0
+        } else {
+            self.done as i32
+        })
+    }
+
+    fn allocated(&mut self, mode: i32, result: i32, file: &File) -> Next {
+        match -result {
+            libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL | libc::ENODEV => {}
+            _ => return Next::Finished(result),
+        }
+        if mode & libc::FALLOC_FL_PUNCH_HOLE != 0 {
+            self.stage = Stage::Allocate(libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE);
+            return Next::Again;
+        }
+        if self.op.kind == OpKind::PunchHole {
+            // Making a hole doesn't make the file longer.
+            self.op.length = self
+                .op
+                .length
+                .min(file.current_size().saturating_sub(self.op.offset));
+            if self.op.length == 0 {
+                return Next::Finished(0);
+            }
+        }
+        self.stage = Stage::Zeros;
+        Next::Zeros
+    }
+}
