@@ -1,0 +1,151 @@
+/** The programs that make load, and what they report. */
+
+import { z } from "zod";
+import type { Case } from "./cases.ts";
+import { type Command, run } from "./processes.ts";
+import type { CacheMode, Latency } from "./results.ts";
+
+/** Where a contender serves its disk. */
+export type Endpoint =
+  | { readonly kind: "file"; readonly path: string }
+  | { readonly kind: "nbd"; readonly socket: string }
+  | { readonly kind: "ring"; readonly socket: string };
+
+export interface Load {
+  readonly case: Case;
+  readonly mode: CacheMode;
+  readonly seconds: number;
+  readonly diskBytes: number;
+  readonly seed: number;
+}
+
+/** What a client saw. */
+export interface Report {
+  readonly operations: number;
+  readonly seconds: number;
+  readonly latency: Latency;
+  /** The client's own CPU time. */
+  readonly cpuSeconds: number;
+}
+
+const PATIENCE_MS = 60_000;
+
+/**
+ * Makes load on a disk.
+ * @throws an error that says what went wrong.
+ */
+export async function measure(endpoint: Endpoint, load: Load, ringClient: string): Promise<Report> {
+  const limit = load.seconds * 1000 + PATIENCE_MS;
+  if (endpoint.kind === "ring") {
+    return parseRingReport(await run(ringCommand(endpoint.socket, load, ringClient), limit));
+  }
+  return parseFioReport(await run(fioCommand(endpoint, load), limit));
+}
+
+function fioCommand(endpoint: Exclude<Endpoint, { kind: "ring" }>, load: Load): Command {
+  const engine =
+    endpoint.kind === "nbd"
+      ? ["--ioengine=nbd", `--uri=nbd+unix:///?socket=${endpoint.socket}`]
+      : [
+          "--ioengine=io_uring",
+          `--filename=${endpoint.path}`,
+          `--direct=${load.mode === "direct" ? 1 : 0}`,
+          // The cache stays as it is.
+          "--invalidate=0",
+          "--fadvise_hint=0",
+        ];
+  return {
+    program: "fio",
+    args: [
+      "--name=bench",
+      ...engine,
+      `--rw=${load.case.pattern}`,
+      `--bs=${load.case.blockBytes}`,
+      `--iodepth=${load.case.depth}`,
+      `--size=${load.diskBytes}`,
+      `--runtime=${Math.round(load.seconds * 1000)}ms`,
+      "--time_based",
+      "--thread",
+      "--norandommap",
+      "--randrepeat=1",
+      `--randseed=${load.seed}`,
+      "--percentile_list=50:99:99.9",
+      "--output-format=json",
+    ],
+  };
+}
+
+function ringCommand(socket: string, load: Load, program: string): Command {
+  const options: Readonly<Record<string, string | number>> = {
+    socket,
+    rw: load.case.pattern,
+    bs: load.case.blockBytes,
+    depth: load.case.depth,
+    seconds: load.seconds,
+    span: load.diskBytes,
+    seed: load.seed,
+  };
+  return { program, args: ["bench", ...Object.entries(options).flatMap(([name, value]) => [`--${name}`, `${value}`])] };
+}
+
+const direction = z.object({
+  total_ios: z.number(),
+  runtime: z.number(),
+  clat_ns: z.object({ percentile: z.record(z.string(), z.number()).default({}) }),
+});
+
+const fioReport = z.object({
+  jobs: z.tuple([
+    z.object({
+      error: z.number(),
+      job_runtime: z.number(),
+      usr_cpu: z.number(),
+      sys_cpu: z.number(),
+      read: direction,
+      write: direction,
+    }),
+  ]),
+});
+
+/** @throws an error when fio's job failed or did nothing. */
+export function parseFioReport(text: string): Report {
+  // Warnings may come first.
+  const [job] = fioReport.parse(JSON.parse(text.slice(text.indexOf("{")))).jobs;
+  if (job.error !== 0) {
+    throw new Error(`fio: error ${job.error}`);
+  }
+  const { total_ios, runtime, clat_ns } = job.read.total_ios > 0 ? job.read : job.write;
+  const microseconds = (name: string) => (clat_ns.percentile[name] ?? Number.NaN) / 1000;
+  return checked("fio", {
+    operations: total_ios,
+    seconds: runtime / 1000,
+    latency: { p50: microseconds("50.000000"), p99: microseconds("99.000000"), p999: microseconds("99.900000") },
+    // Percentages of the job's time.
+    cpuSeconds: (((job.usr_cpu + job.sys_cpu) / 100) * job.job_runtime) / 1000,
+  });
+}
+
+const ringReport = z.object({
+  ios: z.number(),
+  seconds: z.number(),
+  latency_us: z.object({ p50: z.number(), p99: z.number(), p999: z.number() }),
+});
+
+/** @throws an error when nothing was done. */
+export function parseRingReport(text: string): Report {
+  const report = ringReport.parse(JSON.parse(text));
+  const { p50, p99, p999 } = report.latency_us;
+  return checked("ring-client", {
+    operations: report.ios,
+    seconds: report.seconds,
+    latency: { p50, p99, p999 },
+    cpuSeconds: Number.NaN,
+  });
+}
+
+function checked(client: string, report: Report): Report {
+  if (!(report.operations > 0 && report.seconds > 0)) {
+    throw new Error(`${client}: nothing was done`);
+  }
+  return report;
+}
