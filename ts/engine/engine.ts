@@ -4,7 +4,7 @@
  * and nothing at all opens a disk or a socket.
  */
 
-import { z } from "zod";
+import * as z from "zod";
 import type * as wasm from "../../build/wasm/vhd_wasm.js";
 import { type Layout, Records } from "./records.ts";
 

@@ -4,6 +4,9 @@ import type { OpenedDisk } from "../engine/engine.ts";
 import { type Control, type DiskOptions, type Report, reportSchema } from "./messages.ts";
 import type { PortModule } from "./port.ts";
 
+/** What the main thread needs of the native module to talk to a worker. */
+export type ThreadPort = Pick<PortModule, "duplicateFd" | "wake">;
+
 /** A front end that the data plane refused; the positive `errno` says why. */
 export class AttachError extends Error {
   override readonly name = "AttachError";
@@ -35,7 +38,7 @@ export class DiskThread {
   /** Settles when the worker is gone: resolves after {@link close}, rejects when it died of an error. */
   readonly ended: Promise<void>;
   readonly #worker: Worker;
-  readonly #port: PortModule;
+  readonly #port: ThreadPort;
   /** A duplicate, so that it stays what it is whatever the worker does. */
   readonly #wakeFd: number;
   readonly #attaching = new Map<number, Attaching>();
@@ -43,11 +46,11 @@ export class DiskThread {
   #requests = 0;
 
   /**
-   * Starts a worker and opens the disk in it.
+   * Starts a worker, from another entry only in tests, and opens the disk in it.
    * @throws an error that says why the disk can't be opened.
    */
-  static async open(port: PortModule, options: DiskOptions): Promise<DiskThread> {
-    const worker = new Worker(workerFile(), { workerData: options });
+  static async open(port: ThreadPort, options: DiskOptions, entry: string | URL = workerFile()): Promise<DiskThread> {
+    const worker = new Worker(entry, { workerData: options });
     const opened = await firstReport(worker);
     if (opened.kind !== "opened") {
       throw new Error(opened.kind === "failed" ? opened.message : `the worker began with '${opened.kind}'`);
@@ -55,7 +58,7 @@ export class DiskThread {
     return new DiskThread(port, worker, opened);
   }
 
-  private constructor(port: PortModule, worker: Worker, opened: Extract<Report, { kind: "opened" }>) {
+  private constructor(port: ThreadPort, worker: Worker, opened: Extract<Report, { kind: "opened" }>) {
     this.#port = port;
     this.#worker = worker;
     this.disk = opened.disk;

@@ -5,7 +5,7 @@
  */
 
 import { Command, CommanderError, Option } from "commander";
-import { z } from "zod";
+import * as z from "zod";
 import { messageOf } from "./errors.ts";
 import { parseAddress, parseUnixAddress } from "./listen.ts";
 import { backends } from "./port.ts";

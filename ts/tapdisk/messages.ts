@@ -1,4 +1,4 @@
-import { z } from "zod";
+import * as z from "zod";
 import { openedDiskSchema } from "../engine/engine.ts";
 import { backends } from "./port.ts";
 import { drivers } from "./stack.ts";

@@ -1,5 +1,6 @@
 import { createServer, type Server, type Socket } from "node:net";
 import type { DiskThread } from "./disk-thread.ts";
+import { messageOf } from "./errors.ts";
 import { type Address, listen } from "./listen.ts";
 import { type HandshakeStep, type NbdExport, NbdHandshake } from "./nbd-handshake.ts";
 import type { PortModule } from "./port.ts";
@@ -20,8 +21,8 @@ const KEEP_ALIVE_MS = 60_000;
 /** Accepts NBD connections, shakes hands, and passes them on to the data plane of a disk. */
 export class NbdServer {
   readonly #server: Server;
-  readonly #port: PortModule;
-  readonly #thread: DiskThread;
+  readonly #port: Pick<PortModule, "duplicateFd">;
+  readonly #thread: Pick<DiskThread, "attachNbd">;
   readonly #export: NbdExport;
   readonly #limits: NbdServerLimits;
   readonly #shakingHands = new Set<Socket>();
@@ -29,8 +30,8 @@ export class NbdServer {
 
   /** `onWarning` gets what went wrong with a connection through no fault of its client. */
   constructor(
-    port: PortModule,
-    thread: DiskThread,
+    port: Pick<PortModule, "duplicateFd">,
+    thread: Pick<DiskThread, "attachNbd">,
     offered: NbdExport,
     onWarning: (message: string) => void,
     limits: NbdServerLimits = DEFAULT_LIMITS,
@@ -41,7 +42,7 @@ export class NbdServer {
     this.#limits = limits;
     // Node must not send a FIN for us: the connection goes on without it.
     this.#server = createServer({ allowHalfOpen: true, noDelay: true }, (socket) => {
-      this.#serve(socket).catch((error) => onWarning(`an NBD connection failed: ${String(error)}`));
+      this.#serve(socket).catch((error) => onWarning(`an NBD connection failed: ${messageOf(error)}`));
     });
   }
 
