@@ -7,10 +7,11 @@
 //! # Who gets memory
 //!
 //! A connection holds memory from the moment it starts to receive a write until the answer (or the data of a read) is
-//! sent, so a client that stops reading its socket keeps what it holds. What it may hold is therefore bounded by its
-//! [`Share`]. The mapping has two arenas: the *shared* one is divided evenly among the connections; the *large* one (at least
-//! [`MAX_ALLOCATION`]) serves requests bigger than a connection's part, one a connection at a time, and those that
-//! find the shared arena too fragmented. Who has to wait for an arena is served in order of arrival.
+//! sent, so a client that stops reading its socket keeps what it holds. What it may hold is therefore bounded: in the
+//! *shared* arena no connection may hold more than it leaves free. So one that stalls has half of the arena at most, a second one
+//! a quarter, and the others go on with the rest. The *large* arena, at least [`MAX_ALLOCATION`], serves requests that are big beside
+//! the shared one, and those that don't find their place there; one at a time for each connection. Who has to wait for an arena is served in
+//! order of arrival.
 //!
 //! # The owner's duty
 //!
@@ -24,7 +25,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 mod buddy;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use buddy::Buddy;
 
@@ -32,7 +33,7 @@ use buddy::Buddy;
 pub const PAGE: u32 = 4096;
 /// The largest allocation: the largest payload that the NBD protocol obliges nobody to refuse.
 pub const MAX_ALLOCATION: u32 = PAGE << buddy::MAX_ORDER;
-/// What a connection may always hold, however many connections there are (as long as there is memory at all).
+/// A first allocation of this size is made wherever there is room.
 const MIN_SHARE: u32 = 256 << 10;
 
 /// Memory of a [`Pool`]. It can be neither copied nor made outside this module, and [`Pool::free`] consumes it: nothing
@@ -84,7 +85,6 @@ pub struct Pool {
     len: u32,
     region: u32,
     id: u32,
-    members: u32,
     /// First byte of the large arena.
     border: u32,
     shared: Buddy,
@@ -132,7 +132,6 @@ impl Pool {
             len,
             region: 0,
             id: IDS.fetch_add(1, Ordering::Relaxed),
-            members: 0,
             border,
             shared: Buddy::new(border / PAGE),
             large: Buddy::new((len - border) / PAGE),
@@ -180,9 +179,8 @@ impl Pool {
         unsafe { self.base.as_ptr().add(allocation.offset as usize) }
     }
 
-    /// A share for one more connection. Everybody's part shrinks.
+    /// A share for one more connection.
     pub fn join(&mut self) -> Share {
-        self.members += 1;
         Share {
             held: 0,
             large: 0,
@@ -193,41 +191,33 @@ impl Pool {
     /// Ends a share. What it still holds is not freed.
     pub fn leave(&mut self, mut share: Share) {
         self.give_up(&mut share);
-        self.members -= 1;
-        self.wakeup |= self.anyone_waits();
     }
 
-    /// What each connection may hold in the shared arena now.
-    fn part(&self) -> u32 {
-        (self.border / self.members.max(1)).clamp(MIN_SHARE, self.border / 2)
-    }
-
-    /// Takes memory for `bytes` (at most [`MAX_ALLOCATION`]), or puts the share in line for it: ask again after the next
-    /// wake-up, or [`Pool::give_up`].
+    /// Takes memory for `bytes` (at most [`MAX_ALLOCATION`]). `None` if it must wait: ask again after the next wake-up and
+    /// whenever something of the share was freed, or [`Pool::give_up`].
     pub fn allocate(&mut self, share: &mut Share, bytes: u32) -> Option<Allocation> {
         let order = Buddy::order(bytes.div_ceil(PAGE))?;
         let size = PAGE << order;
-        let part = self.part();
-        let arena = if size <= part {
-            Arena::Shared
+        let free = u64::from(self.shared.free_pages()) * u64::from(PAGE);
+        let first = share.held == 0 && size <= MIN_SHARE;
+        let fair = first || u64::from(share.held) + 2 * u64::from(size) <= free;
+        // Who has nothing to wait for in the shared arena doesn't wait in its line, where others with more modest wishes stand.
+        let shared = size <= self.border / 4 && (fair || share.held > 0);
+        let (arena, waits_for_itself) = if shared {
+            (Arena::Shared, !fair)
         } else {
-            Arena::Large
+            (Arena::Large, share.large > 0)
         };
         if share.waiting.is_some_and(|(waits, _)| waits != arena) {
             self.give_up(share);
         }
-        let own = match arena {
-            Arena::Shared => share.held == 0 || share.held + size <= part,
-            Arena::Large => share.large == 0,
-        };
-        if !own {
-            // Not in line: what it waits for is its own.
+        if waits_for_itself {
             self.give_up(share);
             return None;
         }
         let ticket = share.waiting.map(|(_, ticket)| ticket);
-        let first = self.queue(arena).front().copied();
-        let offset = if first.is_some() && first != ticket {
+        let next = self.queue(arena).front().copied();
+        let offset = if next.is_some() && next != ticket {
             None
         } else {
             self.place(arena, share, order)
