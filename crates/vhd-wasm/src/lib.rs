@@ -164,10 +164,3 @@ impl Engine {
 pub fn record_words() -> String {
     json::to_string(&json::RecordWords::default())
 }
-
-/// The instance's memory, in which [`Engine::layout`]'s areas are.
-#[wasm_bindgen]
-#[must_use]
-pub fn memory() -> wasm_bindgen::JsValue {
-    wasm_bindgen::memory()
-}
