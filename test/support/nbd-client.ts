@@ -153,7 +153,7 @@ export class NbdClient {
     offset: number | bigint,
     length: number,
     flags = 0,
-    payload = new Uint8Array(0),
+    payload: Uint8Array = new Uint8Array(0),
   ): Promise<Reply> {
     const cookie = this.#cookie++;
     return new Promise((resolve, reject) => {
