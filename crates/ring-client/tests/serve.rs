@@ -8,19 +8,11 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use port::front_end::{FrontEnd, Transport};
+use port::ring::{Ring, receive_ring};
 use ring_client::client::Connect;
 use ring_client::{bench, malformed, verify};
 use vhd::record::{FrontEndRequest, RequestKind, Response};
-
-#[allow(dead_code)]
-#[path = "../../port/src/front_end.rs"]
-mod front_end;
-#[allow(dead_code, unused_imports)]
-#[path = "../../port/src/ring.rs"]
-mod ring;
-
-use front_end::{FrontEnd, Transport};
-use ring::{Ring, receive_ring};
 
 const SECTORS: u64 = 20_000;
 
