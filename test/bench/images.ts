@@ -7,7 +7,7 @@ import { run } from "./processes.ts";
 
 const MIB = 1 << 20;
 /** Of the images that runs of first writes begin with: so large that few places are hit twice. */
-export const FRESH_BYTES = (8 << 10) << 20;
+export const FRESH_BYTES = 8 * 2 ** 30;
 
 /** Writes a file of `bytes` bytes in which no two sectors are equal, none is empty, and nothing compresses. */
 export async function writeContent(path: string, bytes: number): Promise<void> {

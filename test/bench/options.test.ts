@@ -18,6 +18,10 @@ test("cases are chosen by parts of their names", () => {
   expect(options).toMatchObject({ rounds: 5, seconds: 0.5, complete: false });
 });
 
+test("a whole name means only that one", () => {
+  expect(names(parseOptions({ CONTENDERS: "raw ours" }, "/tmp").contenders)).toEqual(["raw", "ours-nbd", "ours-ring"]);
+});
+
 test("a run that leaves something out is not complete", () => {
   for (const variables of [
     { CASES: "d32" },

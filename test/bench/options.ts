@@ -24,20 +24,26 @@ const DEFAULT_ROUNDS = 3;
 const DEFAULT_SECONDS = 1;
 const DEFAULT_DISK_MIB = 1024;
 
-/** Some of `all`: those whose name contains one of the words; all when there are none. */
+/** The ones that a word means: the one with that name, or those whose name contains it. */
+function meant<T extends { readonly name: string }>(all: readonly T[], word: string): T[] {
+  const exact = all.filter(({ name }) => name === word);
+  return exact.length > 0 ? exact : all.filter(({ name }) => name.includes(word));
+}
+
+/** Those of `all` that one of the words means; all when there are no words. */
 function selection<T extends { readonly name: string }>(all: readonly T[], fallback = "") {
   return z
     .string()
     .default(fallback)
     .transform((text, context) => {
       const words = text.split(/[\s,]+/).filter((word) => word !== "");
-      const unknown = words.find((word) => !all.some(({ name }) => name.includes(word)));
+      const unknown = words.find((word) => meant(all, word).length === 0);
       if (unknown !== undefined) {
         const names = all.map(({ name }) => name).join(", ");
         context.addIssue({ code: "custom", message: `there is no '${unknown}' among ${names}` });
         return z.NEVER;
       }
-      return words.length === 0 ? all : all.filter(({ name }) => words.some((word) => name.includes(word)));
+      return words.length === 0 ? all : all.filter((one) => words.some((word) => meant(all, word).includes(one)));
     });
 }
 
