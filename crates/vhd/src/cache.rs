@@ -24,6 +24,8 @@ pub(crate) struct Entry {
     pub(crate) dirty: bool,
     /// Writes in flight that will set bits here, and commits that are writing the bitmap.
     pub(crate) pins: u32,
+    /// Its block was released: it goes with its last pin.
+    pub(crate) detached: bool,
     /// Used since the clock hand passed last.
     referenced: bool,
 }
@@ -103,6 +105,7 @@ impl BitmapCache {
             loading,
             dirty: false,
             pins: 0,
+            detached: false,
             referenced: true,
         };
         let index = self.entries.insert(entry) as u32;
@@ -113,7 +116,9 @@ impl BitmapCache {
     pub(crate) fn remove(&mut self, index: u32) {
         if let Some(entry) = self.entries.try_remove(index as usize) {
             self.bytes -= entry.bits.len();
-            self.index.remove(&(entry.level, entry.block));
+            if !entry.detached {
+                self.index.remove(&(entry.level, entry.block));
+            }
         }
     }
 
@@ -129,11 +134,37 @@ impl BitmapCache {
         if let Some(entry) = self.get(index) {
             entry.pins = entry.pins.saturating_sub(1);
         }
+        self.drop_if_detached(index);
+    }
+
+    /// Removes an entry that was detached and that nobody needs any more.
+    pub(crate) fn drop_if_detached(&mut self, index: u32) {
+        if let Some(entry) = self.get(index)
+            && entry.detached
+            && entry.pins == 0
+            && entry.loading.is_none()
+        {
+            self.remove(index);
+        }
+    }
+
+    /// Forgets the bitmap of a block that is no more. While it is pinned, those who did so may still use its index.
+    pub(crate) fn detach(&mut self, level: u16, block: u32) {
+        let Some(index) = self.index.remove(&(level, block)) else {
+            return;
+        };
+        self.dirty.retain(|dirty| *dirty != index);
+        if let Some(entry) = self.get(index) {
+            entry.dirty = false;
+            entry.detached = true;
+        }
+        self.drop_if_detached(index);
     }
 
     /// Sets bits of sectors whose data are in the file now.
     pub(crate) fn mark(&mut self, index: u32, first: u32, count: u32) {
         if let Some(entry) = self.entries.get_mut(index as usize)
+            && !entry.detached
             && bitmap::set_range(&mut entry.bits, first, count)
             && !std::mem::replace(&mut entry.dirty, true)
         {
@@ -144,6 +175,7 @@ impl BitmapCache {
     /// Makes an entry dirty again whose bits did not reach the disk.
     pub(crate) fn mark_dirty(&mut self, index: u32) {
         if let Some(entry) = self.entries.get_mut(index as usize)
+            && !entry.detached
             && !std::mem::replace(&mut entry.dirty, true)
         {
             self.dirty.push(index);

@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use crate::core::Core;
+use crate::discard::Released;
 use crate::error::{Error, Result};
 use crate::extend::sync_leaf;
 use crate::format::bat::{self, ENTRIES_PER_SECTOR};
@@ -37,15 +38,20 @@ pub(crate) struct CommitState {
     pub(crate) sync_error: Option<i32>,
     /// BAT sectors with entries that are not on disk.
     dirty_bat: BTreeSet<u32>,
-    /// Largest place that such an entry names.
-    last_place: u32,
+    /// Places that blocks were given since.
+    places: Vec<u32>,
 }
 
 impl CommitState {
     /// `block` was given the place `place`.
     pub(crate) fn allocated(&mut self, block: u32, place: u32) {
+        self.changed(block);
+        self.places.push(place);
+    }
+
+    /// The BAT entry of `block` changed.
+    pub(crate) fn changed(&mut self, block: u32) {
         self.dirty_bat.insert(block / ENTRIES_PER_SECTOR as u32);
-        self.last_place = self.last_place.max(place);
     }
 
     /// Whether BAT entries are not on disk.
@@ -61,7 +67,9 @@ struct Round {
     /// Cache indexes and blocks of the bitmaps, pinned meanwhile.
     bitmaps: Vec<u32>,
     bat: BTreeSet<u32>,
-    last_place: u32,
+    places: Vec<u32>,
+    /// Places whose blocks were released: no entry on disk names them when the round is over.
+    released: Vec<Released>,
     /// Byte offsets and contents.
     bitmap_writes: Vec<(u64, Vec<u8>)>,
     bat_writes: Vec<(u64, Vec<u8>)>,
@@ -103,9 +111,10 @@ pub(crate) async fn run(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
     loop {
         let round = begin_round(&mut core.borrow_mut());
         let outcome = write_round(core, io, &round).await;
-        end_round(&mut core.borrow_mut(), &round, outcome.is_ok());
+        let last = round.last;
+        end_round(&mut core.borrow_mut(), round, outcome.is_ok());
         outcome?;
-        if round.last {
+        if last {
             return Ok(());
         }
     }
@@ -114,15 +123,14 @@ pub(crate) async fn run(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
 fn begin_round(core: &mut Core) -> Round {
     let bitmaps = core.cache.take_dirty(BITMAPS_PER_ROUND);
     let last = !core.cache.is_dirty();
-    let (bat, last_place) = if last {
-        (
-            std::mem::take(&mut core.commit.dirty_bat),
-            std::mem::take(&mut core.commit.last_place),
-        )
-    } else {
-        (BTreeSet::new(), 0)
-    };
-    let barrier = !bitmaps.is_empty() || !bat.is_empty() && !core.allocator.is_durable(last_place);
+    let (mut bat, mut places, mut released) = Default::default();
+    if last {
+        bat = std::mem::take(&mut core.commit.dirty_bat);
+        places = std::mem::take(&mut core.commit.places);
+        released = std::mem::take(&mut core.releases.named);
+    }
+    let barrier =
+        !bitmaps.is_empty() || !places.iter().all(|place| core.allocator.is_durable(*place));
     let mut bitmap_writes = Vec::with_capacity(bitmaps.len());
     for index in &bitmaps {
         let Some(entry) = core.cache.get(*index) else {
@@ -146,7 +154,8 @@ fn begin_round(core: &mut Core) -> Round {
         barrier,
         bitmaps,
         bat,
-        last_place,
+        places,
+        released,
         bitmap_writes,
         bat_writes,
         last,
@@ -192,7 +201,7 @@ async fn write_round(core: &Rc<RefCell<Core>>, io: &Io, round: &Round) -> Result
     }
 }
 
-fn end_round(core: &mut Core, round: &Round, good: bool) {
+fn end_round(core: &mut Core, round: Round, good: bool) {
     for index in &round.bitmaps {
         core.cache.unpin(*index);
         if !good {
@@ -202,8 +211,11 @@ fn end_round(core: &mut Core, round: &Round, good: bool) {
             core.note_if_full(level, block, *index);
         }
     }
-    if !good {
-        core.commit.dirty_bat.extend(&round.bat);
-        core.commit.last_place = core.commit.last_place.max(round.last_place);
+    if good {
+        core.releases.unnamed.extend(round.released);
+    } else {
+        core.commit.dirty_bat.extend(round.bat);
+        core.commit.places.extend(round.places);
+        core.releases.named.extend(round.released);
     }
 }

@@ -10,6 +10,7 @@ use slab::Slab;
 
 use crate::cache::{BitmapCache, Lookup};
 use crate::commit::CommitState;
+use crate::discard::Releases;
 use crate::error::errno;
 use crate::extend::Allocator;
 use crate::format::bitmap;
@@ -36,20 +37,23 @@ pub(crate) struct Core {
     pub(crate) commit: CommitState,
     /// Parts that wait for staging memory or room in the bitmap cache.
     starved: Vec<Piece>,
+    pub(crate) releases: Releases,
+    /// Number of the next request.
+    pub(crate) next_sequence: u64,
 }
 
 /// Where a part of a block's data is, and what the block's bitmap says.
-struct Place {
-    file: u16,
+pub(crate) struct Place {
+    pub(crate) file: u16,
     /// Sector of the bitmap in the file.
-    bitmap: u64,
-    bitmap_bytes: usize,
+    pub(crate) bitmap: u64,
+    pub(crate) bitmap_bytes: usize,
     /// Byte offset of the part's first sector.
-    data: u64,
-    block: u32,
+    pub(crate) data: u64,
+    pub(crate) block: u32,
     /// The part's first sector in the block.
-    first: u32,
-    full: bool,
+    pub(crate) first: u32,
+    pub(crate) full: bool,
 }
 
 impl Core {
@@ -65,6 +69,8 @@ impl Core {
             cache: BitmapCache::new(bitmap_cache_bytes),
             commit: CommitState::default(),
             starved: Vec::new(),
+            releases: Releases::default(),
+            next_sequence: 0,
         }
     }
 
@@ -101,22 +107,22 @@ impl Core {
         match kind {
             RequestKind::Flush => return Ok(kind),
             RequestKind::Read => {}
-            RequestKind::Write if self.read_only => return Err(errno::EPERM),
-            RequestKind::Write => {}
-            RequestKind::Discard | RequestKind::WriteZeroes | RequestKind::BlockStatus => {
-                return Err(errno::EOPNOTSUPP);
+            RequestKind::Write | RequestKind::Discard | RequestKind::WriteZeroes => {
+                if self.read_only {
+                    return Err(errno::EPERM);
+                }
             }
+            RequestKind::BlockStatus => return Err(errno::EOPNOTSUPP),
         }
         let end = request
             .sector
             .checked_add(u64::from(request.sectors))
             .ok_or(errno::EINVAL)?;
-        let in_range = end <= self.leaf().sectors && (1..=MAX_SECTORS).contains(&request.sectors);
-        let in_memory = request
-            .buffer
-            .checked_add(request.sectors.saturating_mul(512))
-            .is_some();
-        if in_range && in_memory {
+        let in_range = request.sectors > 0 && end <= self.leaf().sectors;
+        let has_data = matches!(kind, RequestKind::Read | RequestKind::Write);
+        let in_memory = request.sectors <= MAX_SECTORS
+            && request.buffer.checked_add(request.sectors * 512).is_some();
+        if in_range && (in_memory || !has_data) {
             Ok(kind)
         } else {
             Err(errno::EINVAL)
@@ -124,10 +130,12 @@ impl Core {
     }
 
     fn start(&mut self, queue: &mut Queue, kind: RequestKind, request: &TdRequest) {
+        self.next_sequence += 1;
         let index = self.requests.insert(Request {
             tag: request.tag,
             kind,
-            fua: request.flags & FLAG_FUA != 0,
+            flags: request.flags,
+            sequence: self.next_sequence - 1,
             region: request.region,
             // One part for this function itself, so that the request can't end before all its parts are known.
             parts: 1,
@@ -142,7 +150,12 @@ impl Core {
             level: 0,
             sector: request.sector,
             count: request.sectors,
-            buffer: request.buffer,
+            // Without data the buffer means nothing, and must not overflow.
+            buffer: if kind == RequestKind::Read || kind == RequestKind::Write {
+                request.buffer
+            } else {
+                0
+            },
         };
         self.advance(queue, piece);
         self.part_done(index, 0);
@@ -153,11 +166,11 @@ impl Core {
         match self.requests.get(piece.request as usize) {
             // Another part failed: no use in going on.
             Some(request) if request.status != 0 => {}
-            Some(Request {
-                kind: RequestKind::Read,
-                ..
-            }) => self.read(queue, piece),
-            Some(_) => self.write(queue, piece),
+            Some(request) => match request.kind {
+                RequestKind::Read => self.read(queue, piece),
+                RequestKind::Write => self.write(queue, piece),
+                _ => self.erase(queue, piece),
+            },
             None => {}
         }
     }
@@ -225,7 +238,7 @@ impl Core {
     }
 
     /// Calls `handle` for the part of `piece` in each block, with the block's place if it is in this file.
-    fn each_block(
+    pub(crate) fn each_block(
         &mut self,
         queue: &mut Queue,
         piece: Piece,
@@ -300,11 +313,17 @@ impl Core {
         self.cache.unpin(index);
     }
 
-    fn write_block(&mut self, queue: &mut Queue, piece: Piece, block: u32, place: Option<Place>) {
+    pub(crate) fn write_block(
+        &mut self,
+        queue: &mut Queue,
+        piece: Piece,
+        block: u32,
+        place: Option<Place>,
+    ) {
         let Some(place) = place else {
             return match self.allocate(block) {
                 // Its place is known now.
-                Allocated::Yes => self.write(queue, piece),
+                Allocated::Yes => self.advance(queue, piece),
                 Allocated::Wait => {
                     let piece = self.park(piece);
                     self.allocator.waiting.push(piece);
@@ -364,15 +383,13 @@ impl Core {
         if born_full {
             blocks.set_full(block);
         }
-        let end = u64::from(slot) + blocks.block_span();
-        blocks.data_end = blocks.data_end.max(end);
         self.allocator.take();
         self.commit.allocated(block, slot);
         Allocated::Yes
     }
 
     /// The bitmap of a block, or `None` after parking `piece` until it is there.
-    fn bitmap(&mut self, queue: &mut Queue, piece: Piece, place: &Place) -> Option<u32> {
+    pub(crate) fn bitmap(&mut self, queue: &mut Queue, piece: Piece, place: &Place) -> Option<u32> {
         match self.cache.lookup(piece.level, place.block) {
             Lookup::Ready(index) => return Some(index),
             Lookup::Loading(index) => {
@@ -430,7 +447,7 @@ impl Core {
     }
 
     /// Moves a part's data, joining it to the part before where they are neighbours in file and memory.
-    fn transfer(
+    pub(crate) fn transfer(
         &mut self,
         queue: &mut Queue,
         kind: OpKind,
@@ -443,18 +460,16 @@ impl Core {
             return;
         };
         let length = u64::from(piece.count) * 512;
-        // Zeroing a buffer moves no bytes of a file.
-        let expected = if kind == OpKind::ZeroBuffer {
-            0
-        } else {
-            length
-        };
+        // The other kinds move no bytes.
+        let moves = matches!(kind, OpKind::Read | OpKind::Write);
+        let expected = if moves { length } else { 0 };
         if mark.is_none()
             && let Some(last) = queue.ops.back().copied()
             && last.kind == kind
             && last.file == file
             && last.region == request.region
-            && u64::from(last.buffer) + last.length == u64::from(piece.buffer)
+            && (u64::from(last.buffer) + last.length == u64::from(piece.buffer)
+                || !moves && kind != OpKind::ZeroBuffer)
             && (kind == OpKind::ZeroBuffer || last.offset + last.length == offset)
             && let Some(Owner::Transfer(transfer)) = queue.owner_mut(last.id)
             && transfer.request == piece.request
@@ -538,6 +553,7 @@ impl Core {
             );
         }
         self.note_if_full(level, block, index);
+        self.cache.drop_if_detached(index);
         self.resume(queue, waiting);
     }
 
@@ -556,6 +572,7 @@ impl Core {
             .min(u64::from(blocks.sectors_per_block)) as u32;
         if let Some(entry) = self.cache.get(index)
             && !entry.dirty
+            && !entry.detached
             && entry.pins == 0
             && bitmap::is_full(&entry.bits, bits)
         {
@@ -576,9 +593,12 @@ impl Core {
         if request.parts > 0 {
             return;
         }
-        if request.kind == RequestKind::Write {
+        if matches!(
+            request.kind,
+            RequestKind::Write | RequestKind::WriteZeroes | RequestKind::Discard
+        ) {
             self.commit.modified = true;
-            if request.fua && request.status == 0 {
+            if request.flags & FLAG_FUA != 0 && request.status == 0 {
                 request.parts = 1;
                 return self.join_commit(index);
             }

@@ -11,6 +11,7 @@ use crate::chain::{self, Files, Want};
 use crate::commit;
 use crate::core::Core;
 use crate::create::{self, CreateSpec};
+use crate::discard;
 use crate::error::{Error, Result, errno};
 use crate::extend;
 use crate::io::{Io, until};
@@ -191,11 +192,20 @@ impl Engine {
     fn spawn_wanted(&mut self, core: &Rc<RefCell<Core>>) {
         let mut state = core.borrow_mut();
         state.retry_starved(&mut self.io.queue());
-        if state.allocator.wants_extent() && !state.read_only {
+        if state.allocator.wants_extent(state.releases.returning) && !state.read_only {
             state.allocator.extending = true;
             state.allocator.tasks += 1;
             self.tasks
                 .push(Box::pin(extend::extend(core.clone(), self.io.clone())));
+        }
+        let oldest = state.oldest_request();
+        if state.releases.can_reclaim(oldest) {
+            state.releases.reclaiming = true;
+            state.allocator.tasks += 1;
+            self.tasks.push(Box::pin(discard::reclaim_task(
+                core.clone(),
+                self.io.clone(),
+            )));
         }
         if (state.commit.wanted || !state.commit.waiters.is_empty()) && !state.commit.running {
             state.commit.running = true;
@@ -246,17 +256,16 @@ async fn close(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
         return Ok(());
     }
     commit::run(core, io).await?;
+    discard::reclaim_all(core, io).await?;
     let (file, footer) = {
         let mut core = core.borrow_mut();
-        let unused_end = core.allocator.has_unused_end();
-        let file = core.leaf().file;
-        let footer = core
-            .leaf_blocks()
-            .filter(|blocks| unused_end || blocks.needs_footer || blocks.stale_tail);
-        (
-            file,
-            footer.map(|blocks| (blocks.data_end * 512, blocks.footer.encode())),
-        )
+        let (file, end) = (core.leaf().file, core.allocator.end());
+        let footer = core.leaf_blocks().and_then(|blocks| {
+            let used_end = blocks.used_end();
+            let moves = used_end != end || blocks.needs_footer || blocks.stale_tail;
+            moves.then(|| (used_end * 512, blocks.footer.encode()))
+        });
+        (file, footer)
     };
     if let Some((offset, bytes)) = footer {
         io.write("footer", file, offset, &bytes).await?;

@@ -7,7 +7,7 @@
 //! footer at the end of the file or, while it moves, the copy at offset 0.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use crate::core::Core;
@@ -35,6 +35,9 @@ pub(crate) struct Allocator {
     pub(crate) tasks: u32,
     /// Places in extents that may not be durable, ascending.
     fresh: VecDeque<u32>,
+    /// Places that were used before and may not be durable as free ones, with the number of the sync that will see to it.
+    recycled: BTreeMap<u32, u64>,
+    next_sync: u64,
     /// Sector of the footer behind the last extent.
     end: u64,
     /// Everything below this sector is durable as far as it was written as part of an extent.
@@ -73,6 +76,8 @@ impl Allocator {
             extending: false,
             tasks: 0,
             fresh: VecDeque::new(),
+            recycled: BTreeMap::new(),
+            next_sync: 0,
             end,
             durable_end: end,
             complete: false,
@@ -92,39 +97,53 @@ impl Allocator {
         self.free.pop_front();
     }
 
-    /// Whether an extent should be made now: writes wait, or soon would.
-    pub(crate) fn wants_extent(&self) -> bool {
+    /// Whether an extent should be made now: writes wait, or soon would, though `returning` places will be free before long.
+    pub(crate) fn wants_extent(&self, returning: usize) -> bool {
         let low = !self.failed
             && self.next_extent > FIRST_EXTENT
-            && self.free.len() <= self.next_extent / 4;
+            && self.free.len() + returning <= self.next_extent / 4;
         !self.extending && !self.complete && (!self.waiting.is_empty() || low)
     }
 
-    /// Whether the footer is behind space that no block uses.
-    pub(crate) fn has_unused_end(&self) -> bool {
-        !self.free.is_empty()
+    /// Sector of the footer behind the last extent.
+    pub(crate) fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Blocks lost their places: more may be needed than there are.
+    pub(crate) fn blocks_released(&mut self) {
+        self.complete = false;
+    }
+
+    /// A place that a block had before is free and as good as new. Such places are handed out first.
+    pub(crate) fn recycle(&mut self, place: u32) {
+        self.free.push_front(place);
+        self.recycled.insert(place, self.next_sync);
     }
 
     /// Whether the block at `place` may be named by a BAT entry on disk.
     pub(crate) fn is_durable(&self, place: u32) -> bool {
-        u64::from(place) < self.durable_end
+        u64::from(place) < self.durable_end && !self.recycled.contains_key(&place)
     }
 
-    /// What a sync that begins now will have made durable when it ends well.
-    fn mark(&self) -> u64 {
-        self.end
+    /// What a sync that begins now will have made durable when it ends well: everything below a sector, and what was
+    /// recycled before.
+    fn mark(&mut self) -> (u64, u64) {
+        self.next_sync += 1;
+        (self.end, self.next_sync - 1)
     }
 
-    /// A sync that began when [`Allocator::mark`] was `mark` is over.
-    fn synced(&mut self, mark: u64) {
-        self.durable_end = self.durable_end.max(mark);
+    /// A sync that began when [`Allocator::mark`] gave these is over.
+    fn synced(&mut self, (end, sync): (u64, u64)) {
+        self.durable_end = self.durable_end.max(end);
         while self
             .fresh
             .front()
-            .is_some_and(|place| u64::from(*place) < mark)
+            .is_some_and(|place| u64::from(*place) < end)
         {
             self.fresh.pop_front();
         }
+        self.recycled.retain(|_, recycled| *recycled > sync);
     }
 }
 
@@ -234,7 +253,7 @@ fn plan_extent(core: &mut Core) -> Result<Option<Plan>> {
             Ok(None)
         };
     }
-    let bitmap = vec![if blocks.born_full() { 0xff } else { 0 }; blocks.bitmap_bytes()];
+    let bitmap = blocks.new_bitmap();
     let footer = blocks.footer.encode();
     Ok(Some(Plan {
         file,
@@ -287,9 +306,16 @@ fn extent_made(core: &mut Core, plan: Plan) {
 /// The extents that are not durable, as one plan.
 fn fresh_plan(core: &mut Core) -> Option<Plan> {
     let (file, end) = (core.leaf().file, core.allocator.end);
-    let places: Vec<u32> = core.allocator.fresh.iter().copied().collect();
+    let recycled = core.allocator.recycled.keys();
+    let places: Vec<u32> = core
+        .allocator
+        .fresh
+        .iter()
+        .chain(recycled)
+        .copied()
+        .collect();
     let blocks = core.leaf_blocks()?;
-    let bitmap = vec![if blocks.born_full() { 0xff } else { 0 }; blocks.bitmap_bytes()];
+    let bitmap = blocks.new_bitmap();
     let footer = blocks.footer.encode();
     Some(Plan {
         file,

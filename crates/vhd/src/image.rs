@@ -49,7 +49,9 @@ pub(crate) struct Blocks {
     pub(crate) bitmap_sectors: u32,
     /// Blocks whose bitmap is known to have all bits set, one bit each.
     full: Vec<u64>,
-    /// First sector of the file behind every structure and block, where the footer belongs.
+    /// First sector of the file behind every structure that is no block.
+    pub(crate) metadata_end: u64,
+    /// First sector of the file behind every structure and block when the image was opened.
     pub(crate) data_end: u64,
     /// The file has bytes behind `data_end` that are not just the footer: they must go before blocks are put there.
     pub(crate) stale_tail: bool,
@@ -72,6 +74,7 @@ impl Blocks {
             sectors_per_block,
             bitmap_sectors: bitmap_sectors(sectors_per_block),
             full: vec![0; count.div_ceil(64) as usize],
+            metadata_end: 0,
             data_end: 0,
             stale_tail: false,
             needs_backup_footer: false,
@@ -83,6 +86,29 @@ impl Blocks {
     /// written read as zeros with their bit set as well as clear, since new space in a file is zero.
     pub(crate) fn born_full(&self) -> bool {
         self.footer.disk_type == DiskType::Dynamic
+    }
+
+    /// The bitmap that a new block has.
+    pub(crate) fn new_bitmap(&self) -> Vec<u8> {
+        vec![if self.born_full() { 0xff } else { 0 }; self.bitmap_bytes()]
+    }
+
+    /// Takes a block out of the BAT in memory. Returns the place that it had.
+    pub(crate) fn release(&mut self, block: u32) -> Option<u32> {
+        let entry = self.bat.get_mut(block as usize)?;
+        let place = std::mem::replace(entry, bat::UNUSED);
+        if let Some(word) = self.full.get_mut(block as usize / 64) {
+            *word &= !(1 << (block % 64));
+        }
+        (place != bat::UNUSED).then_some(place)
+    }
+
+    /// First sector of the file behind everything that is in use.
+    pub(crate) fn used_end(&self) -> u64 {
+        let places = self.bat.iter().filter(|entry| **entry != bat::UNUSED);
+        places
+            .map(|place| u64::from(*place) + self.block_span())
+            .fold(self.metadata_end, u64::max)
     }
 
     /// Sector of the file where the bitmap of `block` is, if the block is in this file.

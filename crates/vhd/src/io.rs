@@ -299,6 +299,27 @@ impl Io {
             .await
     }
 
+    /// Makes `length` bytes at each of `offsets` zero, giving their space back, a few at a time.
+    pub(crate) async fn punch_all(
+        &self,
+        file: u16,
+        offsets: impl Iterator<Item = u64>,
+        length: u64,
+    ) -> Result<()> {
+        let mut in_flight = VecDeque::new();
+        for offset in offsets {
+            if in_flight.len() == 4 {
+                finish_write("block", &mut in_flight).await?;
+            }
+            let op = plain_op(OpKind::PunchHole, file, offset, length);
+            in_flight.push_back((self.start(op, None), offset, 0));
+        }
+        while !in_flight.is_empty() {
+            finish_write("block", &mut in_flight).await?;
+        }
+        Ok(())
+    }
+
     async fn simple(&self, structure: &'static str, op: Op) -> Result<()> {
         match self.start(op, None).await {
             result if result < 0 => Err(Error::io(structure, op.offset, result.saturating_neg())),

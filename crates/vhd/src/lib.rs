@@ -10,6 +10,7 @@ mod chain;
 mod commit;
 mod core;
 mod create;
+mod discard;
 mod engine;
 pub mod error;
 mod extend;

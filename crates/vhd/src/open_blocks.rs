@@ -75,7 +75,8 @@ pub(crate) async fn open(
 
     let batmap = find_batmap(io, spec, footers, &header).await?;
     let mut blocks = Blocks::new(footer.clone(), header, table);
-    blocks.data_end = check_blocks(&blocks, spec, footers, batmap.as_ref(), warnings)?;
+    (blocks.metadata_end, blocks.data_end) =
+        check_blocks(&blocks, spec, footers, batmap.as_ref(), warnings)?;
     if let Some(batmap) = &batmap {
         use_batmap(io, spec, footers, batmap, &mut blocks, warnings).await?;
     }
@@ -142,14 +143,14 @@ async fn use_batmap(
     Ok(())
 }
 
-/// Checks every BAT entry and returns the first sector behind all structures and blocks.
+/// Checks every BAT entry. Returns the first sectors behind all structures, and behind all structures and blocks.
 fn check_blocks(
     blocks: &Blocks,
     spec: &FileSpec,
     footers: &Footers,
     batmap: Option<&Batmap>,
     warnings: &mut Vec<String>,
-) -> Result<u64> {
+) -> Result<(u64, u64)> {
     let (span, file_end) = (blocks.block_span(), footers.end.div_ceil(512));
     let end_of = |offset: u64, length: u64| offset.saturating_add(length).div_ceil(512);
     let metadata = [
@@ -176,12 +177,13 @@ fn check_blocks(
     let batmap_end = batmap.map_or(0, |map| {
         end_of(map.offset, u64::from(map.sectors) * 512).max(table_end + 1)
     });
-    let mut data_end = locators
+    let metadata_end = locators
         .map(|locator| end_of(locator.data_offset, locator.space_bytes()))
         .chain(metadata.map(|(_, end)| end))
         .chain([table_end, batmap_end])
         .map(|end| end.min(file_end))
         .fold(0, u64::max);
+    let mut data_end = metadata_end;
     let mut placed: Vec<(u32, u32)> = Vec::new();
     for (block, sector) in (0_u32..)
         .zip(blocks.bat.iter().copied())
@@ -235,7 +237,7 @@ fn check_blocks(
             format!("at least sector {}", u64::from(pair[0].0) + span),
         ));
     }
-    Ok(data_end)
+    Ok((metadata_end, data_end))
 }
 
 /// Checks that `length` bytes at `offset` are before the footer at the end. Returns their end.

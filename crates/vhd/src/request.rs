@@ -7,8 +7,10 @@ use crate::record::RequestKind;
 pub(crate) struct Request {
     pub(crate) tag: u32,
     pub(crate) kind: RequestKind,
-    /// Must be durable before it is finished.
-    pub(crate) fua: bool,
+    /// `FLAG_…` bits of the record.
+    pub(crate) flags: u8,
+    /// Counts requests, to tell which came before something else.
+    pub(crate) sequence: u64,
     /// Memory region of its data.
     pub(crate) region: u32,
     /// Parts that are parked or in flight.
@@ -38,7 +40,8 @@ impl Piece {
         Self {
             sector: self.sector + u64::from(skip),
             count,
-            buffer: self.buffer + skip * 512,
+            // A part of a request without data may be larger than memory.
+            buffer: self.buffer.wrapping_add(skip.wrapping_mul(512)),
             ..self
         }
     }

@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use proptest::prelude::*;
 use proptest::test_runner::Config;
@@ -20,7 +20,18 @@ const FLUSH: u32 = 1 << 20;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Write { sector: u64, count: u32, fua: bool },
+    Write {
+        sector: u64,
+        count: u32,
+        fua: bool,
+    },
+    /// Write zeroes, or discard.
+    Erase {
+        sector: u64,
+        count: u32,
+        fua: bool,
+        discard: bool,
+    },
     Flush,
     Complete(usize),
     SyncMetadata,
@@ -28,7 +39,14 @@ enum Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let blocks = (0..SECTORS / 16, 1_u64..4).prop_map(|(block, blocks)| {
+        let sector = block * 16;
+        (sector, (blocks * 16).min(SECTORS - sector) as u32)
+    });
     let step = prop_oneof![
+        3 => (blocks, prop::bool::weighted(0.2), any::<bool>()).prop_map(|((sector, count), fua, discard)| Step::Erase {
+            sector, count, fua, discard,
+        }),
         6 => (0..SECTORS, 1..=MAX_COUNT, prop::bool::weighted(0.2)).prop_map(|(sector, count, fua)| Step::Write {
             sector, count: count.min((SECTORS - sector) as u32), fua,
         }),
@@ -55,6 +73,8 @@ struct Model {
     acknowledged: HashMap<u32, u32>,
     clock: u32,
     writes: u32,
+    /// Those of the writes that wrote zeros.
+    zeroes: HashSet<u32>,
     /// Times at which the flushes in flight were submitted, by tag.
     flushes: HashMap<u32, u32>,
 }
@@ -143,10 +163,11 @@ impl Model {
                 bytes.chunks(4).all(|word| word == write.to_le_bytes()),
                 "sector {sector} is torn"
             );
+            let allowed = &self.sectors[sector];
+            let zeroed = write == 0 && allowed.iter().any(|write| self.zeroes.contains(write));
             assert!(
-                self.sectors[sector].contains(&write),
-                "sector {sector} holds write {write}, may hold {:?}",
-                self.sectors[sector]
+                allowed.contains(&write) || zeroed,
+                "sector {sector} holds write {write}, may hold {allowed:?}"
             );
         }
     }
@@ -168,6 +189,7 @@ fn run(files: Vec<Vec<u8>>, disk: &[u8], steps: &[Step], seed: u64) {
         acknowledged: HashMap::new(),
         clock: 0,
         writes: 0,
+        zeroes: HashSet::new(),
         flushes: HashMap::new(),
     };
     let mut state = seed;
@@ -202,6 +224,31 @@ fn run(files: Vec<Vec<u8>>, disk: &[u8], steps: &[Step], seed: u64) {
                         count,
                         (slot * slot_bytes) as u32,
                     );
+                }
+            }
+            Step::Erase {
+                sector,
+                count,
+                fua,
+                discard,
+            } => {
+                if let Some(slot) = model.free_slot(sector, count) {
+                    model.writes += 1;
+                    let write = model.writes;
+                    model.zeroes.insert(write);
+                    for history in &mut model.sectors[sector as usize..][..count as usize] {
+                        history.push(write);
+                    }
+                    model.in_flight[slot] = Some((write, sector, count, fua));
+                    let flags = if fua { FLAG_FUA } else { 0 };
+                    // A discard leaves alone what is in a parent, which the model does not know.
+                    let discard = discard && model.parents.is_empty();
+                    let kind = if discard {
+                        RequestKind::Discard
+                    } else {
+                        RequestKind::WriteZeroes
+                    };
+                    host.submit(slot as u32, kind, flags, sector, count, 0);
                 }
             }
             Step::Flush => {

@@ -79,6 +79,16 @@ fn run(requests: &[(u8, u64, u32)], at: u64, fault: Fault) {
                 }
                 status
             }
+            2 => {
+                let status = host.request(RequestKind::WriteZeroes, sector, count, 0);
+                for bytes in &mut model[range] {
+                    if status == 0 {
+                        bytes.clear();
+                    }
+                    bytes.push(0);
+                }
+                status
+            }
             1 => {
                 let status = host.request(RequestKind::Read, sector, count, 0);
                 if status == 0 {
@@ -126,7 +136,7 @@ proptest! {
 
     #[test]
     fn one_operation_fails(
-        requests in prop::collection::vec((0_u8..3, 0..SECTORS, 1_u32..20), 1..60), at in 0_u64..150, fault in faults(),
+        requests in prop::collection::vec((0_u8..4, 0..SECTORS, 1_u32..20), 1..60), at in 0_u64..150, fault in faults(),
     ) {
         run(&requests, at, fault);
     }

@@ -8,7 +8,7 @@ use support::Host;
 use support::images::{self, Parent, Spec, uuid};
 use vhd::format::footer::DiskType;
 use vhd::format::uuid::Uuid;
-use vhd::record::{FLAG_FUA, RequestKind};
+use vhd::record::{FLAG_FUA, FLAG_NO_HOLE, OpKind, RequestKind};
 use vhd::{CreateSpec, Driver};
 
 const SLOT_SECTORS: u32 = 64;
@@ -25,6 +25,13 @@ enum Step {
         sector: u64,
         count: u32,
     },
+    /// Write zeroes, or discard, which come to the same without a parent.
+    Erase {
+        sector: u64,
+        count: u32,
+        kind: RequestKind,
+        flags: u8,
+    },
     Flush,
     /// Carry out that many operations, each chosen by the seed.
     Complete(usize),
@@ -35,7 +42,18 @@ enum Step {
 fn steps(sectors: u64) -> impl Strategy<Value = Vec<Step>> {
     let range = (0..sectors, 1..=SLOT_SECTORS)
         .prop_map(move |(sector, count)| (sector, count.min((sectors - sector) as u32)));
+    // Sometimes whole blocks of the sizes that are used, and more than one.
+    let long = (0..sectors / 16, 1_u64..9).prop_map(move |(block, blocks)| {
+        (block * 16, (blocks * 16).min(sectors - block * 16) as u32)
+    });
+    let kinds = prop_oneof![
+        Just((RequestKind::WriteZeroes, 0)),
+        Just((RequestKind::WriteZeroes, FLAG_NO_HOLE)),
+        Just((RequestKind::WriteZeroes, FLAG_FUA)),
+        Just((RequestKind::Discard, 0)),
+    ];
     let step = prop_oneof![
+        2 => (prop_oneof![range.clone(), long], kinds).prop_map(|((sector, count), (kind, flags))| Step::Erase { sector, count, kind, flags }),
         6 => (range.clone(), prop::bool::weighted(0.1)).prop_map(|((sector, count), fua)| Step::Write { sector, count, fua }),
         4 => range.prop_map(|(sector, count)| Step::Read { sector, count }),
         1 => Just(Step::Flush),
@@ -164,6 +182,27 @@ fn run(
                         count,
                         buffer as u32,
                     );
+                }
+            }
+            Step::Erase {
+                sector,
+                count,
+                kind,
+                flags,
+            } => {
+                // A discard leaves alone what is in a parent, which the model does not know.
+                let kind = if host.files.len() > 1 {
+                    RequestKind::WriteZeroes
+                } else {
+                    kind
+                };
+                if let Some(slot) = model.free_slot(sector, count, true) {
+                    model.slots[slot] = Some(InFlight {
+                        sector,
+                        count,
+                        write: Some(0),
+                    });
+                    host.submit(slot as u32, kind, flags, sector, count, 0);
                 }
             }
             Step::Flush => host.submit(SLOTS as u32 - 1 + 1000, RequestKind::Flush, 0, 0, 0, 0),
@@ -397,5 +436,87 @@ fn requests_that_can_not_be_are_refused() {
     assert!(
         host.files[0] == image,
         "a disk that was not written is not touched"
+    );
+}
+
+#[test]
+fn released_blocks_give_their_space_back_and_are_used_again() {
+    let mut host = Host::new(
+        vec![created(DiskType::Dynamic, 1 << 20, 64 << 10)],
+        64 << 10,
+    );
+    host.open(Driver::Vhd, false).expect("the image opens");
+    let write = |host: &mut Host, block: u64| {
+        host.guest.fill(block as u8 + 1);
+        assert_eq!(host.request(RequestKind::Write, block * 128, 128, 0), 0);
+    };
+    for block in 0..8 {
+        write(&mut host, block);
+    }
+    assert_eq!(host.request(RequestKind::Flush, 0, 0, 0), 0);
+    let size = host.files[0].len();
+    for block in 2..8 {
+        assert_eq!(host.request(RequestKind::Discard, block * 128, 128, 0), 0);
+    }
+    assert_eq!(host.request(RequestKind::Flush, 0, 0, 0), 0);
+    assert_eq!(host.counts[OpKind::PunchHole as usize], 6);
+    for block in 8..14 {
+        write(&mut host, block);
+    }
+    assert_eq!(
+        host.files[0].len(),
+        size,
+        "the file grows though it has room"
+    );
+    assert_eq!(host.request(RequestKind::Discard, 0, 2048, 0), 0);
+    host.close().expect("the image closes");
+    let info = host.open(Driver::Vhd, true).expect("the image opens again");
+    assert_eq!((info.allocated_blocks, info.warnings), (0, Vec::new()));
+    assert_eq!(
+        host.files[0].len(),
+        created(DiskType::Dynamic, 1 << 20, 64 << 10).len()
+    );
+    assert!(host.read_disk(2048).iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn a_place_is_not_used_again_while_a_request_may_still_write_there() {
+    let block = 64 << 10;
+    let mut host = Host::new(
+        vec![created(DiskType::Dynamic, 16 * block, block as u32)],
+        2 * block as usize,
+    );
+    host.open(Driver::Vhd, false).expect("the image opens");
+    assert_eq!(host.request(RequestKind::Write, 0, 128, 0), 0);
+    host.guest[..512].fill(0xba);
+    host.submit(1, RequestKind::Write, 0, 0, 1, 0);
+    let held = host.in_flight[0].id;
+    host.submit(2, RequestKind::Discard, 0, 0, 128, 0);
+    host.submit(3, RequestKind::Flush, 0, 0, 0, 0);
+    let settle_others = |host: &mut Host| {
+        while let Some(index) = host.in_flight.iter().position(|op| op.id != held) {
+            host.complete(index);
+        }
+    };
+    settle_others(&mut host);
+    host.guest[block as usize..].fill(7);
+    for other in 1..16 {
+        host.submit(
+            3 + other,
+            RequestKind::Write,
+            0,
+            u64::from(other) * 128,
+            128,
+            block as u32,
+        );
+        settle_others(&mut host);
+    }
+    host.settle();
+    assert!(host.finished.iter().all(|finished| finished.status == 0));
+    host.finished.clear();
+    let disk = host.read_disk(16 * 128);
+    assert!(
+        disk[block as usize..].iter().all(|byte| *byte == 7),
+        "a write went into another block"
     );
 }

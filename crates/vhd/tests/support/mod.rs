@@ -126,12 +126,17 @@ impl Host {
                 with_buffer(&mut |bytes| file[offset..offset + length].copy_from_slice(bytes));
                 length as i32
             }
+            OpKind::WriteZeroes | OpKind::PunchHole => {
+                let end = (offset + length).min(file.len());
+                file[offset.min(end)..end].fill(0);
+                0
+            }
             OpKind::Truncate => {
                 file.resize(offset, 0);
                 0
             }
             OpKind::Sync => 0,
-            other => panic!("the engine does not use {other:?} yet"),
+            OpKind::CopyRange | OpKind::ZeroBuffer => unreachable!("not an operation on one file"),
         }
     }
 

@@ -41,6 +41,10 @@ impl PowerLog {
                 offset: op.offset as usize,
                 bytes: bytes.expect("a write carries bytes").to_vec(),
             },
+            OpKind::WriteZeroes | OpKind::PunchHole => Change::Write {
+                offset: op.offset as usize,
+                bytes: vec![0; op.length as usize],
+            },
             OpKind::Truncate => Change::Truncate {
                 size: op.offset as usize,
             },
