@@ -9,6 +9,7 @@ use std::os::fd::RawFd;
 use std::time::Duration;
 
 pub mod blocking;
+pub mod patience;
 pub mod threads;
 pub mod uring;
 pub mod workers;

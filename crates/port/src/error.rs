@@ -25,8 +25,14 @@ impl Error {
 
     /// A failed system call: `what` says what was tried, and on what.
     pub fn os(what: impl Display, cause: &io::Error) -> Self {
+        let errno = cause.raw_os_error().unwrap_or(match cause.kind() {
+            io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => libc::EINVAL,
+            io::ErrorKind::TimedOut => libc::ETIMEDOUT,
+            io::ErrorKind::UnexpectedEof => libc::ECONNRESET,
+            _ => libc::EIO,
+        });
         Self {
-            errno: cause.raw_os_error().unwrap_or(libc::EIO),
+            errno,
             message: format!("{what}: {cause}"),
         }
     }

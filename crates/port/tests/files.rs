@@ -341,11 +341,11 @@ fn wakes_from_another_thread(backend: BackendKind) {
     let mut host = Host::new(backend);
     let fd = host.reactor.wake_fd();
     for _ in 0..3 {
+        let start = Instant::now();
         let waker = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(30));
             assert_eq!(event_fd::add(fd), 8);
         });
-        let start = Instant::now();
         assert_eq!(
             host.turn(&[], &[], None),
             Turn {

@@ -63,12 +63,12 @@ pub unsafe fn execute(call: &FileCall) -> i32 {
     }
 }
 
-/// Executes a call that can be done without blocking; `None` if it can't.
+/// Executes a read of what is in the page cache; `None` if the call is something else or would block.
 ///
 /// # Safety
 ///
 /// The memory that the call names must be valid.
-pub unsafe fn execute_at_once(call: &FileCall) -> Option<i32> {
+pub unsafe fn read_at_once(call: &FileCall) -> Option<i32> {
     let result = match *call {
         FileCall::Read {
             fd,

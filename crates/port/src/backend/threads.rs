@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
+use super::patience::Patience;
 use super::workers::Workers;
 use super::{Backend, Event, FileCall, Source, Token, blocking};
 use crate::error::last_errno;
@@ -20,6 +21,7 @@ const EVENTS: usize = 64;
 #[derive(Debug)]
 pub struct Threads {
     epoll: OwnedFd,
+    patience: Patience,
     workers: Workers,
     /// Events of calls that were over at once.
     ready: Vec<Event>,
@@ -76,6 +78,7 @@ impl Threads {
         )?;
         Ok(Self {
             epoll,
+            patience: Patience::default(),
             workers,
             ready: Vec::with_capacity(256),
             watches: Vec::new(),
@@ -214,7 +217,11 @@ impl Backend for Threads {
 
     unsafe fn file(&mut self, token: Token, call: FileCall) {
         // SAFETY: the caller vouches for the memory until the event.
-        match unsafe { blocking::execute_at_once(&call) } {
+        match unsafe {
+            self.patience
+                .write(&call)
+                .or_else(|| blocking::read_at_once(&call))
+        } {
             Some(result) => self.ready.push(Event { token, result }),
             // SAFETY: as above.
             None => unsafe { self.workers.submit(token, call) },

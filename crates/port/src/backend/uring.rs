@@ -12,6 +12,7 @@ use io_uring::squeue::{Entry, Flags};
 use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode};
 
+use super::patience::Patience;
 use super::workers::Workers;
 use super::{Backend, Event, FileCall, NO_TOKEN, Source, Token, blocking};
 
@@ -26,6 +27,7 @@ pub struct Uring {
     ring: IoUring,
     /// Events of calls that were over at once.
     ready: Vec<Event>,
+    patience: Patience,
     workers: Option<Workers>,
     /// Calls given to workers and not yet over.
     delegated: usize,
@@ -78,6 +80,7 @@ impl Uring {
         Ok(Self {
             ring,
             ready: Vec::with_capacity(256),
+            patience: Patience::default(),
             workers: None,
             delegated: 0,
             listening: false,
@@ -177,6 +180,10 @@ impl Backend for Uring {
     }
 
     unsafe fn file(&mut self, token: Token, call: FileCall) {
+        // SAFETY: the caller vouches for the memory.
+        if let Some(result) = unsafe { self.patience.write(&call) } {
+            return self.ready.push(Event { token, result });
+        }
         let entry = match call {
             FileCall::Read {
                 fd,
