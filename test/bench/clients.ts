@@ -24,8 +24,6 @@ export interface Report {
   readonly operations: number;
   readonly seconds: number;
   readonly latency: Latency;
-  /** The client's own CPU time. */
-  readonly cpuSeconds: number;
 }
 
 const PATIENCE_MS = 60_000;
@@ -98,9 +96,6 @@ const fioReport = z.object({
   jobs: z.tuple([
     z.object({
       error: z.number(),
-      job_runtime: z.number(),
-      usr_cpu: z.number(),
-      sys_cpu: z.number(),
       read: direction,
       write: direction,
     }),
@@ -120,8 +115,6 @@ export function parseFioReport(text: string): Report {
     operations: total_ios,
     seconds: runtime / 1000,
     latency: { p50: microseconds("50.000000"), p99: microseconds("99.000000"), p999: microseconds("99.900000") },
-    // Percentages of the job's time.
-    cpuSeconds: (((job.usr_cpu + job.sys_cpu) / 100) * job.job_runtime) / 1000,
   });
 }
 
@@ -139,7 +132,6 @@ export function parseRingReport(text: string): Report {
     operations: report.ios,
     seconds: report.seconds,
     latency: { p50, p99, p999 },
-    cpuSeconds: Number.NaN,
   });
 }
 

@@ -110,6 +110,13 @@ export function cpuSeconds(pid: number): number {
   return (Number(fields[11]) + Number(fields[12])) / TICKS;
 }
 
+/** CPU time of all children that have ended, with all of their threads, in seconds. */
+export function endedCpuSeconds(): number {
+  const fields = statFields(process.pid);
+  // Fields 16 and 17 of the file: cutime and cstime.
+  return (Number(fields[13]) + Number(fields[14])) / TICKS;
+}
+
 /** Memory of a process that is in RAM. */
 export function residentBytes(pid: number): number {
   // Field 24 of the file: rss.

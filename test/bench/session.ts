@@ -7,7 +7,7 @@ import { type Endpoint, type Load, measure } from "./clients.ts";
 import { type ContenderKind, imageName, type Service, type Site } from "./contenders.ts";
 import { clean, cool, copyImage, diskBytes, emptyImage, warm, writeContent } from "./images.ts";
 import type { Options } from "./options.ts";
-import { cpuSeconds, residentBytes } from "./processes.ts";
+import { cpuSeconds, endedCpuSeconds, residentBytes } from "./processes.ts";
 import type { CacheMode, Measurement, Outcome } from "./results.ts";
 
 /** The first runs of a program are not like the later ones: just-in-time compilers, memory that is touched first. */
@@ -157,9 +157,11 @@ export class Session {
 
   async #load(service: Service, load: Load): Promise<Measurement> {
     const { pid } = service;
-    const before = pid === undefined ? 0 : cpuSeconds(pid);
+    // Not what fio says of itself: it leaves out the kernel's threads that work for it.
+    const used = pid === undefined ? endedCpuSeconds : () => cpuSeconds(pid);
+    const before = used();
     const report = await measure(service.endpoint, load, join(this.#commands, "ring-client"));
-    const cpu = pid === undefined ? report.cpuSeconds : cpuSeconds(pid) - before;
+    const cpu = used() - before;
     const perSecond = report.operations / report.seconds;
     return {
       operations: report.operations,
