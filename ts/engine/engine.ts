@@ -48,12 +48,26 @@ export const openedDiskSchema = z.object({
   /** Bytes; 0 for disks without blocks. */
   blockSize: z.int().nonnegative(),
   uuid: z.string(),
+  /** Images in the chain, itself included. */
+  depth: z.int().positive(),
   /** What was odd about the file but no reason to refuse it. */
   warnings: z.array(z.string()),
 });
 
 /** An opened disk, as the open job describes it. */
 export type OpenedDisk = z.infer<typeof openedDiskSchema>;
+
+const wantSchema = z.union([
+  z.object({ open: z.object({ path: z.string(), driver: z.enum(["vhd", "aio"]) }) }),
+  z.object({ close: z.object({ file: z.int().nonnegative() }) }),
+  z.null(),
+]);
+
+/** What a job wants of its host: a file to be opened for reading, or to be closed; null for nothing. */
+export type Want = z.infer<typeof wantSchema>;
+
+/** The file that was opened for a want. */
+export type OpenedFile = Pick<OpenSpec, "file" | "size" | "blockDevice">;
 
 const failedJobSchema = z.object({
   error: z.object({
@@ -116,6 +130,17 @@ export class Engine {
   /** Whether the job that was started last still runs; it moves on with each {@link step}. */
   get jobRunning(): boolean {
     return this.#engine.job() === jobState.running;
+  }
+
+  /** What the running job wants of the host. Each want is told once, and answered by {@link provide}. */
+  want(): Want {
+    return wantSchema.parse(JSON.parse(this.#engine.want()));
+  }
+
+  /** Answers the last want: with the file that was opened, or a positive errno value (0: the file was closed). */
+  provide(answer: OpenedFile | { readonly errno: number }): void {
+    this.#engine.provide(JSON.stringify(answer));
+    this.records.refresh();
   }
 
   /**

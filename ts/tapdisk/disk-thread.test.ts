@@ -14,7 +14,7 @@ const options: DiskOptions = diskOptionsSchema.parse({
 /** A worker that does as it is told, in place of one with a data plane. */
 function open(script: string): Promise<DiskThread> {
   const code = `import { parentPort } from "node:worker_threads";
-    const disk = { sectors: 8, sizeBytes: 4096, type: "raw", blockSize: 0, uuid: "", warnings: [] };
+    const disk = { sectors: 8, sizeBytes: 4096, type: "raw", blockSize: 0, uuid: "", depth: 1, warnings: [] };
     const report = (message) => parentPort.postMessage(message);
     const opened = () => report({ kind: "opened", wakeFd: 9, backend: "none", disk });
     const on = (handler) => parentPort.on("message", (message) => {

@@ -1,8 +1,8 @@
-import { Engine, type EngineModule, type OpenedDisk } from "../engine/engine.ts";
+import { Engine, type EngineModule, type OpenedDisk, type OpenedFile, type Want } from "../engine/engine.ts";
 import { DataPlane } from "./data-plane.ts";
 import { errnoOf, messageOf } from "./errors.ts";
 import type { Control, DiskOptions, Report } from "./messages.ts";
-import type { OpenFile, Port, PortModule } from "./port.ts";
+import type { Port, PortModule } from "./port.ts";
 import { Vbd } from "./vbd.ts";
 
 /** How long clients get to take their last answers when the disk is closed. */
@@ -23,7 +23,7 @@ export class Disk {
   readonly #vbd: Vbd;
   readonly #plane: DataPlane;
   readonly #frontEnds = new Set<number>();
-  readonly #files: OpenFile[] = [];
+  readonly #files = new Set<number>();
   #closing = false;
 
   constructor(
@@ -80,7 +80,7 @@ export class Disk {
     this.#runJob();
     this.#engine.checkClosed();
     for (const file of this.#files) {
-      this.#port.closeFile(file.file);
+      this.#closeFile(file);
     }
     this.#port.close();
     this.#report({ kind: "closed" });
@@ -88,26 +88,48 @@ export class Disk {
 
   #openStack(): OpenedDisk {
     const [image] = this.#options.stack;
-    const { readOnly, direct } = this.#options;
-    const file = this.#port.openFile(image.name, { write: !readOnly, direct, lock: true });
-    this.#files.push(file);
-    this.#engine.open({
-      driver: image.driver,
-      path: image.name,
-      file: file.file,
-      size: file.size,
-      blockDevice: file.blockDevice,
-      readOnly,
-    });
+    const { readOnly } = this.#options;
+    const file = this.#openFile(image.name, !readOnly);
+    this.#engine.open({ driver: image.driver, path: image.name, readOnly, ...file });
     this.#runJob();
     return this.#engine.openedDisk();
+  }
+
+  #openFile(path: string, write: boolean): OpenedFile {
+    const { file, size, blockDevice } = this.#port.openFile(path, { write, direct: this.#options.direct, lock: true });
+    this.#files.add(file);
+    return { file, size, blockDevice };
+  }
+
+  #closeFile(file: number): void {
+    this.#files.delete(file);
+    this.#port.closeFile(file);
   }
 
   #runJob(): void {
     // The first turn only lets the engine take its first step.
     this.#plane.turn(0);
     while (this.#engine.jobRunning) {
-      this.#plane.turn();
+      const want = this.#engine.want();
+      if (want === null) {
+        this.#plane.turn();
+      } else {
+        this.#engine.provide(this.#fulfil(want));
+        this.#plane.turn(0);
+      }
+    }
+  }
+
+  /** Does what a job wants, and yields the answer. */
+  #fulfil(want: NonNullable<Want>): OpenedFile | { errno: number } {
+    if ("close" in want) {
+      this.#closeFile(want.close.file);
+      return { errno: 0 };
+    }
+    try {
+      return this.#openFile(want.open.path, false);
+    } catch (error) {
+      return { errno: errnoOf(error) };
     }
   }
 

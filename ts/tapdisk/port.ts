@@ -14,9 +14,6 @@ export type PortModule = typeof native;
 /** The native port: files, rings and sockets of one data plane. Only the thread that made it may use it. */
 export type Port = native.Port;
 
-/** A file that a port has open. */
-export type OpenFile = native.OpenedFile;
-
 let loaded: PortModule | undefined;
 
 /** Loads the native module. */

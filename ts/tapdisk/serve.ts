@@ -113,8 +113,8 @@ function nbdExport(options: DiskOptions, { disk }: DiskThread): NbdExport {
     description: `${disk.type} disk of ${disk.sizeBytes} bytes in ${leaf.name}`,
     size: disk.sizeBytes,
     readOnly: options.readOnly,
-    trim: false,
-    writeZeroes: false,
+    trim: true,
+    writeZeroes: true,
     fastZero: false,
     blockSize: BLOCK_SIZE,
   };
