@@ -49,8 +49,8 @@ pub unsafe fn execute(call: &FileCall) -> i32 {
         }
         // SAFETY: no memory is concerned.
         FileCall::Sync { fd } => done(|| unsafe { libc::fdatasync(fd) }),
-        // SAFETY: no memory is concerned.
         FileCall::Truncate { fd, size } => {
+            // SAFETY: no memory is concerned.
             done(|| unsafe { libc::ftruncate64(fd, size.cast_signed()) })
         }
         FileCall::Copy {

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::RawFd;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use io_uring::squeue::{Entry, Flags};
@@ -33,15 +34,13 @@ pub struct Uring {
     delegated: usize,
     /// The bell's read is in flight.
     listening: bool,
-    words: Box<Words>,
 }
 
-/// Memory that calls on event descriptors use. Nobody ever looks at `scratch`, so any number of reads may share it.
-#[derive(Debug)]
-struct Words {
-    scratch: u64,
-    one: u64,
-}
+/// What is added to event descriptors.
+static ONE: u64 = 1;
+
+/// Where counts of event descriptors go. Nobody ever looks at it, so any number of reads may share it.
+static COUNT: AtomicU64 = AtomicU64::new(0);
 
 impl std::fmt::Debug for Uring {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -84,7 +83,6 @@ impl Uring {
             workers: None,
             delegated: 0,
             listening: false,
-            words: Box::new(Words { scratch: 0, one: 1 }),
         })
     }
 
@@ -134,7 +132,7 @@ impl Uring {
         if self.delegated > 0 && !self.listening {
             self.listening = true;
             let bell = workers.bell();
-            // SAFETY: the bell and the word outlive the ring.
+            // SAFETY: the bell is closed only after all calls on workers are over.
             unsafe { self.read_count(BELL, bell) };
         }
     }
@@ -143,12 +141,12 @@ impl Uring {
     ///
     /// The descriptor must stay open until the call is over.
     unsafe fn read_count(&mut self, token: Token, fd: RawFd) {
-        let word = (&raw mut self.words.scratch).cast();
+        let word = COUNT.as_ptr().cast();
         let entry = opcode::Read::new(Fd(fd), word, 8)
             .offset(u64::MAX)
             .build()
             .user_data(token);
-        // SAFETY: the word lives as long as the ring, and the caller vouches for the descriptor.
+        // SAFETY: the word lives forever, and the caller vouches for the descriptor.
         unsafe { self.push(&entry) };
     }
 
@@ -257,13 +255,13 @@ impl Backend for Uring {
     }
 
     fn notify(&mut self, fd: RawFd) {
-        let word = (&raw const self.words.one).cast();
+        let word = (&raw const ONE).cast();
         let entry = opcode::Write::new(Fd(fd), word, 8)
             .offset(u64::MAX)
             .build()
             .flags(Flags::SKIP_SUCCESS)
             .user_data(NO_TOKEN);
-        // SAFETY: the word lives as long as the ring.
+        // SAFETY: the word lives forever.
         unsafe { self.push(&entry) };
     }
 

@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
 use super::{Event, FileCall, Token, blocking};
 use crate::event_fd;
@@ -13,7 +12,7 @@ use crate::event_fd;
 #[derive(Debug)]
 pub struct Workers {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    threads: usize,
     limit: usize,
 }
 
@@ -62,7 +61,7 @@ impl Workers {
         };
         Ok(Self {
             shared: Arc::new(shared),
-            threads: Vec::new(),
+            threads: 0,
             limit: limit.max(1),
         })
     }
@@ -81,12 +80,12 @@ impl Workers {
     pub unsafe fn submit(&mut self, token: Token, call: FileCall) {
         let mut jobs = lock(&self.shared.jobs);
         jobs.queue.push_back(Job { token, call });
-        let start = jobs.queue.len() > jobs.idle && self.threads.len() < self.limit;
+        let start = jobs.queue.len() > jobs.idle && self.threads < self.limit;
         drop(jobs);
-        if start && let Ok(thread) = spawn(&self.shared) {
-            self.threads.push(thread);
+        if start && spawn(&self.shared).is_ok() {
+            self.threads += 1;
         }
-        if self.threads.is_empty() {
+        if self.threads == 0 {
             // Not even one thread is to be had: do it here, slowly.
             drain_one(&self.shared);
         } else {
@@ -101,13 +100,10 @@ impl Workers {
 }
 
 impl Drop for Workers {
+    /// Threads end by themselves: one that is stuck in the kernel is not worth waiting for.
     fn drop(&mut self) {
         lock(&self.shared.jobs).stop = true;
         self.shared.work.notify_all();
-        for thread in self.threads.drain(..) {
-            // A thread that panicked has nothing left to wait for.
-            let _ = thread.join();
-        }
     }
 }
 
@@ -116,12 +112,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn spawn(shared: &Arc<Shared>) -> io::Result<JoinHandle<()>> {
+fn spawn(shared: &Arc<Shared>) -> io::Result<()> {
     let shared = Arc::clone(shared);
     std::thread::Builder::new()
         .name("port-file".into())
         .stack_size(256 << 10)
         .spawn(move || work(&shared))
+        .map(drop)
 }
 
 fn work(shared: &Shared) {
