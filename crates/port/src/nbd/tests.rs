@@ -711,28 +711,44 @@ fn requests_in_flight_are_bounded_and_go_on() {
     let input: Vec<u8> = (0..1000)
         .flat_map(|cookie| command(0, READ, cookie, 0, 4096))
         .collect();
-    let mut fed = feed(&mut connection, &input, usize::MAX);
-    let first = pull(&mut connection);
-    assert_eq!(first.len(), MAX_IN_FLIGHT);
-    assert!(pull(&mut connection).is_empty());
-    pool.borrow_mut().take_wakeup();
-    first
-        .iter()
-        .for_each(|request| answer(&mut connection, request, 0));
-    assert!(
-        !pool.borrow_mut().take_wakeup(),
-        "replies aren't sent: nothing is free"
-    );
-    let mut served = first.len();
-    while served < 1000 {
-        send_all(&mut connection);
-        assert!(fed == input.len() || pool.borrow_mut().take_wakeup());
-        fed += feed(&mut connection, &input[fed..], usize::MAX);
-        let next = pull(&mut connection);
-        served += next.len();
-        next.iter()
+    assert_eq!(feed(&mut connection, &input, usize::MAX), input.len());
+    let mut requests = pull(&mut connection);
+    let mut served = 0;
+    loop {
+        served += requests.len();
+        assert!(pull(&mut connection).is_empty());
+        assert!(connection.receive_into().is_none() || served == 1000);
+        requests
+            .iter()
             .for_each(|request| answer(&mut connection, request, 0));
+        assert!(
+            !pool.borrow_mut().take_wakeup(),
+            "replies aren't sent: nothing is free"
+        );
+        send_all(&mut connection);
+        if served == 1000 {
+            return;
+        }
+        assert!(pool.borrow_mut().take_wakeup());
+        requests = pull(&mut connection);
+        assert_eq!(requests.len(), MAX_IN_FLIGHT.min(1000 - served));
     }
+}
+
+#[test]
+fn a_connection_that_ends_leaves_the_line() {
+    let pool = pool();
+    let input = command(0, READ, 1, 0, MAX_ALLOCATION);
+    let mut holder = connection(SIMPLE, &input, &pool);
+    let mut quitter = connection(SIMPLE, &input, &pool);
+    let mut patient = connection(SIMPLE, &input, &pool);
+    let [held] = pull(&mut holder).try_into().unwrap();
+    assert!(pull(&mut quitter).is_empty() && pull(&mut patient).is_empty());
+    quitter.detach();
+    answer(&mut holder, &held, -libc::EIO);
+    assert!(pool.borrow_mut().take_wakeup());
+    assert_eq!(pull(&mut quitter)[0].operation, FRONT_END_CLOSED);
+    assert_eq!(pull(&mut patient).len(), 1);
 }
 
 #[test]

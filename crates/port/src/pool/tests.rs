@@ -145,6 +145,25 @@ fn a_greedy_connection_leaves_room_for_others() {
     }
 }
 
+#[test]
+fn who_leaves_the_line_lets_the_next_one_in() {
+    let mut pool = Pool::new(0).unwrap();
+    let mut shares: Vec<Share> = (0..3).map(|_| pool.join()).collect();
+    let held = pool.allocate(&mut shares[0], MAX_ALLOCATION / 2).unwrap();
+    assert!(pool.allocate(&mut shares[1], MAX_ALLOCATION).is_none());
+    assert!(
+        pool.allocate(&mut shares[2], MAX_ALLOCATION / 2).is_none(),
+        "it would fit, but another one was first"
+    );
+    assert!(!pool.take_wakeup());
+    pool.give_up(&mut shares[1]);
+    assert!(pool.take_wakeup());
+    let next = pool.allocate(&mut shares[2], MAX_ALLOCATION / 2).unwrap();
+    pool.free(&mut shares[2], next);
+    pool.free(&mut shares[0], held);
+    assert!(!pool.take_wakeup(), "nobody waits");
+}
+
 /// Many connections want memory of all sizes and are asked again only when the pool says so, or when they freed some
 /// themselves; one of them never frees anything. All others come to their end.
 #[test]

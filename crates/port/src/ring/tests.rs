@@ -711,3 +711,94 @@ fn serve(fds: (OwnedFd, OwnedFd, OwnedFd), requests: u64) -> (u64, u64) {
     }
     (notifications, sleeps)
 }
+
+/// A bell that costs nothing, so that two threads meet within nanoseconds.
+#[derive(Default)]
+struct Bell(AtomicU32);
+
+impl Bell {
+    fn ring(&self) {
+        self.0.store(1, Ordering::Release);
+    }
+
+    fn hear(&self, whose: &str) {
+        for round in 0u64.. {
+            if self.0.load(Ordering::Relaxed) != 0 && self.0.swap(0, Ordering::AcqRel) != 0 {
+                return;
+            }
+            std::hint::spin_loop();
+            if round > 1000 {
+                std::thread::yield_now();
+            }
+            assert!(round < 3_000_000, "{whose}: a wake-up was lost");
+        }
+    }
+}
+
+fn dawdle(state: &mut u64) {
+    *state = sector_of(*state + 1);
+    for _ in 0..(*state >> 40) % 32 {
+        std::hint::spin_loop();
+    }
+}
+
+/// Requests published just when the back end falls asleep, and responses just when the guest does: the instant in which
+/// a wake-up gets lost if a barrier or the last look is missing.
+#[test]
+fn nobody_sleeps_through_the_other_one() {
+    const REQUESTS: u32 = 200_000;
+    let guest = Guest::new(0);
+    let memory = guest.memory.try_clone().unwrap();
+    let (kick, notify) = (Bell::default(), Bell::default());
+    let serve = || {
+        let mut ring = Ring::new(memory, event(), event()).unwrap();
+        let (mut state, mut batch, mut done) = (1, Vec::new(), 0);
+        while done < REQUESTS {
+            batch.clear();
+            ring.pull(0, &mut batch, 32);
+            for request in &batch {
+                done += 1;
+                ring.push(&Response {
+                    front_end: 0,
+                    slot: request.slot,
+                    status: 0,
+                    payload: 0,
+                });
+            }
+            if ring.kick() {
+                notify.ring();
+            }
+            if done % 4 == 0 {
+                dawdle(&mut state);
+            }
+            // One pull for each wake-up, as the reactor does it.
+            if batch.len() < 32 && done < REQUESTS {
+                kick.hear("back end");
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(serve);
+        let mut state = 2;
+        for index in 0..REQUESTS {
+            guest.put(index, 3, 0, u64::from(index % 32), 0, &[]);
+            fence(Ordering::SeqCst);
+            if guest.index(REQ_EVENT).load(Ordering::Relaxed) == index + 1 {
+                kick.ring();
+            }
+            dawdle(&mut state);
+            let in_flight = index + 1 - guest.index(RSP_PROD).load(Ordering::Acquire);
+            if in_flight < 16 && !state.is_multiple_of(3) {
+                continue;
+            }
+            loop {
+                guest.index(RSP_EVENT).store(index + 1, Ordering::Relaxed);
+                fence(Ordering::SeqCst);
+                if guest.index(RSP_PROD).load(Ordering::Acquire) == index + 1 {
+                    break;
+                }
+                notify.hear("guest");
+            }
+        }
+    });
+}
