@@ -7,6 +7,9 @@ import { Vbd } from "./vbd.ts";
 
 /** How long clients get to take their last answers when the disk is closed. */
 const DRAIN_MS = 10_000;
+/** How often closing is tried, and the time between two attempts. */
+const CLOSE_ATTEMPTS = 5;
+const CLOSE_INTERVAL_MS = 1_000;
 /** Between two looks at the clock while draining. */
 const DRAIN_STEP_MS = 100;
 
@@ -76,14 +79,28 @@ export class Disk {
     while ((this.#frontEnds.size > 0 || !this.#vbd.idle) && now() < deadline) {
       this.#plane.turn(DRAIN_STEP_MS);
     }
-    this.#engine.close();
-    this.#runJob();
-    this.#engine.checkClosed();
+    this.#closeImages();
     for (const file of this.#files) {
       this.#closeFile(file);
     }
     this.#port.close();
     this.#report({ kind: "closed" });
+  }
+
+  /** Closes the images. What fails may pass, and nothing that was written is forgotten: so it is tried again. */
+  #closeImages(): void {
+    for (let attempt = 1; ; attempt++) {
+      this.#engine.close();
+      this.#runJob();
+      try {
+        this.#engine.checkClosed();
+        return;
+      } catch (error) {
+        if (attempt === CLOSE_ATTEMPTS) throw error;
+        const until = now() + CLOSE_INTERVAL_MS;
+        while (now() < until) this.#plane.turn(until - now());
+      }
+    }
   }
 
   #openStack(): OpenedDisk {

@@ -5,7 +5,6 @@ mod support;
 use std::collections::{HashMap, HashSet};
 
 use proptest::prelude::*;
-use proptest::test_runner::Config;
 use support::Host;
 use support::images::{self, Parent, Spec, uuid};
 use support::power::PowerLog;
@@ -341,7 +340,7 @@ fn partial(index: usize, bits: &[u64], has_parent: bool, disk: &mut [u8]) -> Vec
 }
 
 proptest! {
-    #![proptest_config(Config { cases: 150, ..Config::default() })]
+    #![proptest_config(support::cases(150))]
 
     #[test]
     fn of_allocations(steps in steps(), seed: u64) {

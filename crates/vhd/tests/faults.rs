@@ -4,7 +4,6 @@
 mod support;
 
 use proptest::prelude::*;
-use proptest::test_runner::Config;
 use support::Host;
 use vhd::format::footer::DiskType;
 use vhd::format::uuid::Uuid;
@@ -132,7 +131,7 @@ fn check(data: &[u8], model: &[Vec<u8>]) {
 }
 
 proptest! {
-    #![proptest_config(Config { cases: 600, ..Config::default() })]
+    #![proptest_config(support::cases(600))]
 
     #[test]
     fn one_operation_fails(

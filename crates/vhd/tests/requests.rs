@@ -3,7 +3,6 @@
 mod support;
 
 use proptest::prelude::*;
-use proptest::test_runner::Config;
 use support::Host;
 use support::images::{self, Parent, Spec, uuid};
 use vhd::format::footer::DiskType;
@@ -342,7 +341,7 @@ fn chain(levels: &[Vec<u64>], sectors: u64) -> (Vec<Vec<u8>>, Vec<u8>) {
 }
 
 proptest! {
-    #![proptest_config(Config { cases: 200, ..Config::default() })]
+    #![proptest_config(support::cases(200))]
 
     #[test]
     fn dynamic(steps in steps(600), seed: u64, block_shift in 12_u32..16) {

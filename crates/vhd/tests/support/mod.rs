@@ -9,8 +9,23 @@ pub mod power;
 
 use std::collections::VecDeque;
 
+use proptest::test_runner::Config;
+
 use vhd::record::{Completion, Finished, Op, OpKind, REGION_STAGING, RequestKind, TdRequest};
 use vhd::{CreateSpec, Driver, Engine, FileSpec, ImageInfo, Job, Want};
+
+/// How often a property is tried: `cases` times, multiplied by what `TAPVHD_CASES` says.
+pub fn cases(cases: u32) -> Config {
+    let factor = std::env::var("TAPVHD_CASES")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(1);
+    Config {
+        cases: cases.saturating_mul(factor),
+        failure_persistence: None,
+        ..Config::default()
+    }
+}
 
 /// The region number of the guest's memory.
 pub const GUEST: u32 = 1;
