@@ -561,11 +561,8 @@ impl Guest {
                     revents: 0,
                 };
                 // SAFETY: one pollfd.
-                assert_eq!(
-                    unsafe { libc::poll(&raw mut poll, 1, 10_000) },
-                    1,
-                    "no notification"
-                );
+                let count = unsafe { libc::poll(&raw mut poll, 1, 10_000) };
+                assert_eq!(count, 1, "no notification");
                 event_fd::take(self.notify.as_raw_fd());
             }
         }
