@@ -13,6 +13,7 @@ pub mod file;
 pub mod files;
 pub mod front_end;
 pub mod front_ends;
+mod hot;
 pub mod nbd;
 pub mod operations;
 pub mod pool;
@@ -20,16 +21,19 @@ pub mod reactor;
 pub mod regions;
 pub mod ring;
 
+use std::cell::RefCell;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
 use std::time::Duration;
 
-use napi::bindgen_prelude::{AsyncTask, Uint8ArraySlice};
+use napi::bindgen_prelude::{AsyncTask, This, Uint8ArraySlice};
 use napi::{Env, Task};
 use napi_derive::napi;
 
 use batch::Layout;
 use error::Error;
 use file::OpenOptions;
+use hot::Shared;
 use nbd::NbdOptions;
 use reactor::{BackendKind, Options, Reactor};
 
@@ -130,14 +134,14 @@ pub struct NbdAttachOptions {
 #[napi]
 #[derive(Debug)]
 pub struct Port {
-    reactor: Option<Reactor>,
+    reactor: Shared,
 }
 
 #[napi]
 impl Port {
     /// Throws when the back end that is asked for can't be had.
     #[napi(constructor)]
-    pub fn new(options: PortOptions) -> Result<Self> {
+    pub fn new(env: &Env, this: This<'_>, options: PortOptions) -> Result<Self> {
         let defaults = Options::default();
         let backend = match options.backend.as_str() {
             "auto" => BackendKind::Auto,
@@ -159,143 +163,138 @@ impl Port {
                 .poll_microseconds
                 .map_or(defaults.poll, |time| Duration::from_micros(time.into())),
         })?;
-        Ok(Self {
-            reactor: Some(reactor),
-        })
+        let reactor = Rc::new(RefCell::new(Some(reactor)));
+        hot::install(env, &this.object, &reactor)
+            .map_err(|error| Error::new(libc::EIO, error.reason.clone()))?;
+        Ok(Self { reactor })
     }
 
     /// `uring` or `threads`.
     #[napi(getter)]
     pub fn backend(&self) -> Result<&'static str> {
-        Ok(self.open()?.backend())
+        self.with(|reactor| Ok(reactor.backend()))
     }
 
     /// The event descriptor for `wake`; the port closes it.
     #[napi(getter)]
     pub fn wake_fd(&self) -> Result<i32> {
-        Ok(self.open()?.wake_fd())
+        self.with(|reactor| Ok(reactor.wake_fd()))
     }
 
     /// Opens a file or block device. Errors have the errno's name as `code`, `EBUSY` when somebody holds a lock.
     #[napi]
-    pub fn open_file(&mut self, path: String, options: OpenFileOptions) -> Result<OpenedFile> {
+    pub fn open_file(&self, path: String, options: OpenFileOptions) -> Result<OpenedFile> {
         let options = OpenOptions {
             write: options.write,
             direct: options.direct,
             lock: options.lock,
             create: options.create.unwrap_or(false),
         };
-        let (number, file) = self.open_mut()?.open_file(&path, options)?;
-        Ok(OpenedFile {
-            file: number.into(),
-            size: file.size() as f64,
-            block_device: file.is_block_device(),
-            alignment: file.alignment(),
+        self.with(|reactor| {
+            let (number, file) = reactor.open_file(&path, options)?;
+            Ok(OpenedFile {
+                file: number.into(),
+                size: file.size() as f64,
+                block_device: file.is_block_device(),
+                alignment: file.alignment(),
+            })
         })
     }
 
     /// Closes a file as soon as the operations in flight on it are over.
     #[napi]
-    pub fn close_file(&mut self, file: u32) -> Result<()> {
-        Ok(self.open_mut()?.close_file(file)?)
+    pub fn close_file(&self, file: u32) -> Result<()> {
+        self.with(|reactor| reactor.close_file(file))
     }
 
     /// Attaches a shared ring: its memory, the descriptor by which the client kicks us, and the one by which we notify
     /// it. Takes the descriptors, also when it fails. Returns the front end's number.
     #[napi]
-    pub fn attach_ring(&mut self, memory: i32, kick: i32, notify: i32) -> Result<u32> {
-        let fds = [own(memory), own(kick), own(notify)];
-        let [memory, kick, notify] = fds;
-        Ok(self.open_mut()?.attach_ring(memory?, kick?, notify?)?)
+    pub fn attach_ring(&self, memory: i32, kick: i32, notify: i32) -> Result<u32> {
+        let [memory, kick, notify] = [own(memory), own(kick), own(notify)];
+        self.with(|reactor| reactor.attach_ring(memory?, kick?, notify?))
     }
 
     /// Attaches an NBD connection whose handshake is over; `received` is what was read after it. Takes the socket, also
     /// when it fails. Returns the front end's number.
     #[napi]
-    pub fn attach_nbd(
-        &mut self,
-        socket: i32,
-        received: &[u8],
-        options: NbdAttachOptions,
-    ) -> Result<u32> {
-        let socket = own(socket)?;
+    pub fn attach_nbd(&self, socket: i32, received: &[u8], options: NbdAttachOptions) -> Result<u32> {
+        let socket = own(socket);
         let options = NbdOptions {
             structured_replies: options.structured_replies,
             read_only: options.read_only,
         };
-        Ok(self.open_mut()?.attach_nbd(socket, received, options)?)
+        self.with(|reactor| reactor.attach_nbd(socket?, received, options))
     }
 
     /// Has a front end finish what is in flight and close; it reports that with a request of its own.
     #[napi]
-    pub fn detach(&mut self, front_end: u32) -> Result<()> {
-        Ok(self.open_mut()?.detach(front_end)?)
+    pub fn detach(&self, front_end: u32) -> Result<()> {
+        self.with(|reactor| reactor.detach(front_end))
     }
 
     /// Says where records and staging are in WebAssembly memory.
     #[napi]
-    pub fn layout(&mut self, areas: Areas) -> Result<()> {
+    pub fn layout(&self, areas: Areas) -> Result<()> {
         let area = |area: &Area| batch::Area {
             offset: area.offset,
             capacity: area.capacity,
         };
-        self.open_mut()?.set_layout(Layout {
+        let layout = Layout {
             operations: area(&areas.operations),
             completions: area(&areas.completions),
             requests: area(&areas.requests),
             responses: area(&areas.responses),
             staging_offset: areas.staging.offset,
             staging_length: areas.staging.length,
-        });
-        Ok(())
+        };
+        self.with(|reactor| {
+            reactor.set_layout(layout);
+            Ok(())
+        })
     }
 
     /// Pushes so many responses, submits so many operations, and returns as soon as there are completions or requests,
     /// the port was woken, or the time is up (-1: never; 0: at once). `memory` is all of WebAssembly memory as it is now.
     /// Returns completions | requests << 15 | woken << 30.
+    // Every port has a function of this name of its own, which is what is called; see `hot`. This one stands in the
+    // declarations, and serves who takes it from the prototype.
     #[napi]
     pub fn turn(
-        &mut self,
+        &self,
         mut memory: Uint8ArraySlice<'_>,
         operations: u32,
         responses: u32,
         timeout_ms: i32,
     ) -> Result<u32> {
-        let timeout = u64::try_from(timeout_ms).ok().map(Duration::from_millis);
         // SAFETY: no JavaScript runs on this thread before the call returns, other threads have no access to this
         // memory since it isn't shared, and asynchronous I/O never uses it.
         let memory = unsafe { memory.as_mut() };
-        Ok(self
-            .open_mut()?
-            .turn(memory, operations, responses, timeout)?
-            .encode())
+        Ok(hot::turn(&self.reactor, memory, operations, responses, timeout_ms)?)
     }
 
     /// Ends all that is in flight and closes everything. Operations that are under way are waited for; nothing is
     /// reported any more.
     #[napi]
-    pub fn close(&mut self) {
-        self.reactor = None;
+    pub fn close(&self) {
+        if let Ok(mut reactor) = self.reactor.try_borrow_mut() {
+            *reactor = None;
+        }
     }
 
-    fn open(&self) -> Result<&Reactor> {
-        self.reactor.as_ref().ok_or_else(|| closed().into())
+    fn with<T>(&self, call: impl FnOnce(&mut Reactor) -> error::Result<T>) -> Result<T> {
+        match self.reactor.try_borrow_mut() {
+            Ok(mut reactor) => Ok(call(reactor.as_mut().ok_or_else(hot::closed)?)?),
+            Err(_) => Err(Error::new(libc::EBUSY, "the port is in a turn").into()),
+        }
     }
-
-    fn open_mut(&mut self) -> Result<&mut Reactor> {
-        self.reactor.as_mut().ok_or_else(|| closed().into())
-    }
-}
-
-fn closed() -> Error {
-    Error::new(libc::EBADF, "the port is closed")
 }
 
 /// Takes a descriptor that the host gives away.
-fn own(fd: RawFd) -> Result<OwnedFd> {
+fn own(fd: RawFd) -> error::Result<OwnedFd> {
     // SAFETY: F_GETFD takes no pointer.
     if fd < 0 || unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
-        return Err(Error::new(libc::EBADF, format!("{fd} is not an open descriptor")).into());
+        return Err(Error::new(libc::EBADF, format!("{fd} is not an open descriptor")));
     }
     // SAFETY: it is open, and the host gives it away.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
