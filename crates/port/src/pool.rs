@@ -8,9 +8,10 @@
 //!
 //! A connection holds memory from the moment it starts to receive a write until the answer (or the data of a read) is
 //! sent, so a client that stops reading its socket keeps what it holds. What it may hold is therefore bounded: in the
-//! *shared* arena no connection may hold more than it leaves free. So one that stalls has half of the arena at most, a second one
-//! a quarter, and the others go on with the rest. The *large* arena, at least [`MAX_ALLOCATION`], serves requests that are big beside
-//! the shared one, and those that don't find their place there; one at a time for each connection. Who has to wait for an arena is served in
+//! *shared* arena no connection may hold more than half of what it leaves free. So one that stalls has a third of the arena at
+//! most, the next one a third of the rest, and the others go on with what remains. The *large* arena, at least
+//! [`MAX_ALLOCATION`], serves requests that are big beside the shared one, and those that don't find their place there;
+//! one at a time for each connection. Who has to wait for an arena is served in
 //! order of arrival.
 //!
 //! # The owner's duty
@@ -34,7 +35,7 @@ pub const PAGE: u32 = 4096;
 /// The largest allocation: the largest payload that the NBD protocol obliges nobody to refuse.
 pub const MAX_ALLOCATION: u32 = PAGE << buddy::MAX_ORDER;
 /// A first allocation of this size is made wherever there is room.
-const MIN_SHARE: u32 = 256 << 10;
+const MIN_SHARE: u32 = 1 << 20;
 
 /// Memory of a [`Pool`]. It can be neither copied nor made outside this module, and [`Pool::free`] consumes it: nothing
 /// is freed twice. Dropping it leaks its bytes until the pool goes, which is what safety asks for when the
@@ -200,7 +201,7 @@ impl Pool {
         let size = PAGE << order;
         let free = u64::from(self.shared.free_pages()) * u64::from(PAGE);
         let first = share.held == 0 && size <= MIN_SHARE;
-        let fair = first || u64::from(share.held) + 2 * u64::from(size) <= free;
+        let fair = first || 2 * u64::from(share.held) + 3 * u64::from(size) <= free;
         // Who has nothing to wait for in the shared arena doesn't wait in its line, where others with more modest wishes stand.
         let shared = size <= self.border / 4 && (fair || share.held > 0);
         let (arena, waits_for_itself) = if shared {

@@ -786,6 +786,30 @@ fn a_client_that_reads_nothing_does_not_stall_the_others() {
 }
 
 #[test]
+fn several_stalled_clients_leave_room_for_ordinary_requests() {
+    let pool = pool();
+    let small: Vec<u8> = (0..300)
+        .flat_map(|cookie| command(0, READ, cookie, 0, 1 << 20))
+        .collect();
+    let mut stalled: Vec<_> = (0..6).map(|_| connection(SIMPLE, &small, &pool)).collect();
+    stalled.push(connection(
+        SIMPLE,
+        &command(0, READ, 1, 0, MAX_ALLOCATION),
+        &pool,
+    ));
+    for hog in &mut stalled {
+        assert!(!pull(hog).is_empty());
+    }
+    let mut other = connection(SIMPLE, &[], &pool);
+    for power in 9..=20 {
+        feed(&mut other, &command(0, READ, power, 0, 1 << power), 28);
+        let [request] = pull(&mut other).try_into().unwrap();
+        answer(&mut other, &request, 0);
+        send_all(&mut other);
+    }
+}
+
+#[test]
 fn connections_that_wait_for_large_memory_take_turns() {
     let pool = pool();
     let input: Vec<u8> = (0..3)

@@ -137,7 +137,7 @@ fn a_greedy_connection_leaves_room_for_others() {
         got += memory.capacity();
         hoard.push(memory);
     }
-    assert!(got >= 8 << 20, "{got}");
+    assert!(got >= 5 << 20, "{got}");
     // A hundred more connections still get something each.
     for _ in 0..100 {
         let mut share = pool.join();
