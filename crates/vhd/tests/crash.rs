@@ -191,13 +191,7 @@ fn run(files: Vec<Vec<u8>>, disk: &[u8], steps: &[Step], seed: u64) {
         zeroes: HashSet::new(),
         flushes: HashMap::new(),
     };
-    let mut state = seed;
-    let mut random = move |below: usize| {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) as usize % below
-    };
+    let mut random = support::random_numbers(seed);
     let mut tag = FLUSH;
     for step in steps {
         match *step {
@@ -257,17 +251,8 @@ fn run(files: Vec<Vec<u8>>, disk: &[u8], steps: &[Step], seed: u64) {
                 host.submit(tag, RequestKind::Flush, 0, 0, 0, 0);
             }
             Step::Complete(count) => {
-                for _ in 0..count.min(host.in_flight.len()) {
-                    let index = random(host.in_flight.len());
-                    host.complete(index);
-                    while let Some(finished) = host.finished.pop_front() {
-                        model.finished(finished.tag, finished.status);
-                    }
-                    let power = host.power.as_ref().expect("the log is kept");
-                    model.check(power.cut(&mut random), random(4) == 0);
-                    if host.in_flight.is_empty() {
-                        break;
-                    }
+                for _ in 0..count {
+                    complete_one(&mut host, &mut model, &mut random);
                 }
             }
             Step::SyncMetadata => {
@@ -278,13 +263,7 @@ fn run(files: Vec<Vec<u8>>, disk: &[u8], steps: &[Step], seed: u64) {
                 host.engine.close();
                 host.run();
                 while !host.in_flight.is_empty() {
-                    let index = random(host.in_flight.len());
-                    host.complete(index);
-                    while let Some(finished) = host.finished.pop_front() {
-                        model.finished(finished.tag, finished.status);
-                    }
-                    let power = host.power.as_ref().expect("the log is kept");
-                    model.check(power.cut(&mut random), random(4) == 0);
+                    complete_one(&mut host, &mut model, &mut random);
                 }
                 // Closing is a flush.
                 for history in &mut model.sectors {
@@ -295,6 +274,20 @@ fn run(files: Vec<Vec<u8>>, disk: &[u8], steps: &[Step], seed: u64) {
             }
         }
     }
+}
+
+/// Completes an operation in flight, if there is one, and cuts the power.
+fn complete_one(host: &mut Host, model: &mut Model, random: &mut impl FnMut(usize) -> usize) {
+    if host.in_flight.is_empty() {
+        return;
+    }
+    let index = random(host.in_flight.len());
+    host.complete(index);
+    while let Some(finished) = host.finished.pop_front() {
+        model.finished(finished.tag, finished.status);
+    }
+    let power = host.power.as_ref().expect("the log is kept");
+    model.check(power.cut(random), random(4) == 0);
 }
 
 const SIZE: u64 = SECTORS * 512;

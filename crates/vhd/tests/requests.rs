@@ -130,13 +130,7 @@ fn run(
         slots: [None; SLOTS],
         fill: 0,
     };
-    let mut random = seed;
-    let mut pick = |count: usize| {
-        random = random
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (random >> 33) as usize % count
-    };
+    let mut pick = support::random_numbers(seed);
     assert_eq!(
         host.open(driver, false).expect("the image opens").sectors,
         sectors

@@ -13,3 +13,22 @@ pub mod header;
 pub mod locator;
 pub mod timestamp;
 pub mod uuid;
+
+#[cfg(test)]
+mod testing {
+    use crate::error::Error;
+
+    /// Checks that a structure with a checksum is refused whichever of its bytes is changed, and that the error has a place.
+    pub(super) fn every_changed_byte_is_refused(good: &[u8], decode: fn(&[u8]) -> Option<Error>) {
+        assert_eq!(decode(good), None);
+        for at in 0..good.len() {
+            let mut damaged = good.to_vec();
+            damaged[at] ^= 0x10;
+            let error = decode(&damaged).expect("a damaged structure is refused");
+            assert!(
+                error.found.is_some() && error.expected.is_some() && error.offset.is_some(),
+                "{at}: {error}"
+            );
+        }
+    }
+}

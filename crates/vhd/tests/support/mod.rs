@@ -27,6 +27,17 @@ pub fn cases(cases: u32) -> Config {
     }
 }
 
+/// A generator of numbers below its argument, the same for the same seed.
+pub fn random_numbers(seed: u64) -> impl FnMut(usize) -> usize {
+    let mut state = seed;
+    move |below| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    }
+}
+
 /// The region number of the guest's memory.
 pub const GUEST: u32 = 1;
 
