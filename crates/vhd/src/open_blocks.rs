@@ -151,7 +151,8 @@ fn check_blocks(
     batmap: Option<&Batmap>,
     warnings: &mut Vec<String>,
 ) -> Result<(u64, u64)> {
-    let (span, file_end) = (blocks.block_span(), footers.end.div_ceil(512));
+    // A sector that is there in part holds nothing of a block.
+    let (span, file_end) = (blocks.block_span(), footers.end / 512);
     let end_of = |offset: u64, length: u64| offset.saturating_add(length).div_ceil(512);
     let metadata = [
         (0, 1),
