@@ -14,7 +14,8 @@ import { run } from "./run.ts";
 const FETCH_SECONDS = 90;
 
 /** Where set-up keeps what one machine needs once; the same rule as in `scripts/env`. */
-const tools = process.env.TAPVHD_TOOLS ?? join(process.env.XDG_CACHE_HOME ?? join(homedir(), ".cache"), "tapvhd");
+export const tools: string =
+  process.env.TAPVHD_TOOLS ?? join(process.env.XDG_CACHE_HOME ?? join(homedir(), ".cache"), "tapvhd");
 
 export interface WindowsImage {
   readonly name: string;
