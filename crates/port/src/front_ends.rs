@@ -272,7 +272,8 @@ impl FrontEnds {
         backend: &mut dyn Backend,
     ) {
         self.service_ready(requests, limit, backend);
-        if self
+        // Memory that one gives back may be what another waits for.
+        while self
             .pool
             .as_ref()
             .is_some_and(|pool| pool.borrow_mut().take_wakeup())
@@ -347,6 +348,7 @@ impl FrontEnds {
         limit: usize,
         backend: &mut dyn Backend,
     ) {
+        let mut interrupted = None;
         for _ in 0..self.ready.len() {
             let Some(number) = self.ready.pop_front() else {
                 return;
@@ -358,7 +360,8 @@ impl FrontEnds {
             if entry.closed {
                 continue;
             }
-            if requests.len() < limit {
+            let has_turn = requests.len() < limit;
+            if has_turn {
                 let before = requests.len();
                 entry.front_end.pull(number, requests, limit);
                 if requests[before..]
@@ -372,9 +375,15 @@ impl FrontEnds {
                 }
             }
             entry.start(number, backend);
-            if requests.len() >= limit && limit > 0 {
+            if has_turn && requests.len() >= limit {
+                interrupted = Some(number);
+            } else if !has_turn && limit > 0 {
                 self.make_ready(number);
             }
+        }
+        // Next time the others come first.
+        if let Some(number) = interrupted {
+            self.make_ready(number);
         }
     }
 

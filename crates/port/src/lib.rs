@@ -218,7 +218,12 @@ impl Port {
     /// Attaches an NBD connection whose handshake is over; `received` is what was read after it. Takes the socket, also
     /// when it fails. Returns the front end's number.
     #[napi]
-    pub fn attach_nbd(&self, socket: i32, received: &[u8], options: NbdAttachOptions) -> Result<u32> {
+    pub fn attach_nbd(
+        &self,
+        socket: i32,
+        received: &[u8],
+        options: NbdAttachOptions,
+    ) -> Result<u32> {
         let socket = own(socket);
         let options = NbdOptions {
             structured_replies: options.structured_replies,
@@ -270,7 +275,13 @@ impl Port {
         // SAFETY: no JavaScript runs on this thread before the call returns, other threads have no access to this
         // memory since it isn't shared, and asynchronous I/O never uses it.
         let memory = unsafe { memory.as_mut() };
-        Ok(hot::turn(&self.reactor, memory, operations, responses, timeout_ms)?)
+        Ok(hot::turn(
+            &self.reactor,
+            memory,
+            operations,
+            responses,
+            timeout_ms,
+        )?)
     }
 
     /// Ends all that is in flight and closes everything. Operations that are under way are waited for; nothing is
@@ -294,7 +305,10 @@ impl Port {
 fn own(fd: RawFd) -> error::Result<OwnedFd> {
     // SAFETY: F_GETFD takes no pointer.
     if fd < 0 || unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
-        return Err(Error::new(libc::EBADF, format!("{fd} is not an open descriptor")));
+        return Err(Error::new(
+            libc::EBADF,
+            format!("{fd} is not an open descriptor"),
+        ));
     }
     // SAFETY: it is open, and the host gives it away.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })

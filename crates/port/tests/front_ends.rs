@@ -24,6 +24,7 @@ on_both! {
     nbd_bytes_received_before
     nbd_with_polling
     many_connections_under_back_pressure
+    nobody_is_left_out
     a_client_that_goes_away
     a_client_that_never_reads
     detaching
@@ -356,6 +357,32 @@ fn many_connections_under_back_pressure(backend: BackendKind) {
     server.serve(CLIENTS as usize);
     for client in clients {
         client.join().unwrap();
+    }
+}
+
+/// Three clients, each with more requests than a turn reports.
+fn nobody_is_left_out(backend: BackendKind) {
+    let file = TempFile::with(&[]);
+    let mut server = Server::new(options(backend), &file, READ_WRITE);
+    let clients: Vec<_> = (0..3)
+        .map(|_| {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            for cookie in 0..200 {
+                theirs.write_all(&nbd_request(0, cookie, 0, 512));
+            }
+            (server.nbd(ours), theirs)
+        })
+        .collect();
+    let mut seen = Vec::new();
+    for _ in 0..6 {
+        let turn = server.host.turn(&[], &[], Some(Duration::from_secs(1)));
+        seen.extend(server.host.requests(turn).iter().map(|words| words[0]));
+    }
+    for (number, _) in &clients {
+        assert!(
+            seen.iter().filter(|other| *other == number).count() >= 64,
+            "{seen:?}"
+        );
     }
 }
 
