@@ -72,6 +72,10 @@ pub(crate) async fn open(
         .await?;
     let mut table = Vec::with_capacity(bytes.len() / 4);
     bat::decode(&bytes, &mut table);
+    // What fills the table's last sector is no entry, and often zeros.
+    if let Some(padding) = table.get_mut(header.max_table_entries as usize..) {
+        padding.fill(bat::UNUSED);
+    }
 
     let batmap = find_batmap(io, spec, footers, &header).await?;
     let mut blocks = Blocks::new(footer.clone(), header, table);

@@ -217,6 +217,15 @@ fn impossible_entries_are_refused() {
 }
 
 #[test]
+fn what_pads_the_table_is_no_entry() {
+    let mut file = image();
+    // blktap fills the last sector with zeros.
+    file[TABLE + BLOCKS as usize * 4..TABLE + 512].fill(0);
+    let info = open(&file, false).expect("the image opens");
+    assert_eq!((info.allocated_blocks, info.warnings), (3, vec![]));
+}
+
+#[test]
 fn a_fixed_disk_larger_than_its_file_is_refused() {
     let footer = Footer::new(DiskType::Fixed, 4096, Uuid([1; 16]), 7).encode();
     let mut file = vec![7; 3584];
