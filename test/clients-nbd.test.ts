@@ -67,7 +67,7 @@ describe.each(ways)("on a disk served by $way", ({ options }) => {
     const path = join(temporaryDirectory(), "disk.vhd");
     await createWithQemu(path, SIZE / MIB, { subformat: "dynamic", forceSize: true });
     const tapdisk = await serve(`vhd:${path}`, ...options);
-    await fio(tapdisk.uri, "--rw=randrw", mixed, "--iodepth=32", "--size=32M", "--fsync=16", "--randseed=12");
+    await fio(tapdisk.uri, "--rw=randrw", mixed, "--iodepth=32", "--size=16M", "--fsync=16", "--randseed=12");
     await tapdisk.stop();
   });
 

@@ -22,10 +22,10 @@ describe.each(backends)("over the ring (%s)", (backend) => {
   test.each([
     { what: "from the first index on", options: [] },
     { what: "with indexes that wrap around", options: ["--start-index", WRAPPING] },
-    { what: "one request at a time", options: ["--depth", "1", "--start-index", WRAPPING], requests: "2000" },
+    { what: "one request at a time", options: ["--depth", "1", "--start-index", WRAPPING], requests: "1500" },
     { what: "around the page cache", options: [], tapdisk: ["--direct"] },
     { what: "in a few sectors, all of them busy", options: ["--sectors-limit", "512", "--flush-every", "50"] },
-  ])("random requests find what they must, $what", async ({ options, tapdisk = [], requests = "20000" }) => {
+  ])("random requests find what they must, $what", async ({ options, tapdisk = [], requests = "8000" }) => {
     const { path, socket } = await place();
     const server = await serve(`vhd:${path}`, "--ring", `unix:${socket}`, "--io", backend, ...tapdisk);
     await run(ringClient, ["verify", "--socket", socket, "--requests", requests, ...options]);

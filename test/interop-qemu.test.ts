@@ -84,7 +84,7 @@ describe.each(kinds)("an image of qemu's ($subformat, force_size=$forceSize)", (
     const path = vhd();
     await makeWithQemu(path, contentWith(SIZE, extents), kind);
     const content = await readWithQemu(path);
-    for (let round = 0; round < 3; round++) {
+    for (let round = 0; round < 2; round++) {
       const mine: Extent[] = [
         { offset: (round * 5 + 1) * MIB - 3 * SECTOR, data: pattern(MIB, 100 + round) },
         { offset: (20 - round) * MIB, data: pattern(3 * SECTOR, 200 + round) },

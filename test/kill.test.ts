@@ -143,8 +143,8 @@ async function load(tapdisk: Tapdisk, expectation: Expectation, random: (below: 
 
 describe.each(backends)("killed under load (%s)", (backend) => {
   test.each([
-    { options: [], rounds: 6, seed: 1 },
-    { options: ["--direct"], rounds: 3, seed: 2 },
+    { options: [], rounds: 5, seed: 1 },
+    { options: ["--direct"], rounds: 2, seed: 2 },
   ])("nothing that was flushed is lost, $rounds times $options", async ({ options, rounds, seed }) => {
     const path = join(temporaryDirectory(), "disk.vhd");
     await createWithQemu(path, SIZE / MIB, { subformat: "dynamic", forceSize: true });
