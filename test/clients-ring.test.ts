@@ -1,10 +1,12 @@
 // A guest's side of the shared ring, honest and not.
 
+import { once } from "node:events";
+import { connect } from "node:net";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { MIB } from "./support/data.ts";
+import { MIB, pattern } from "./support/data.ts";
 import { createWithQemu, readWithQemu } from "./support/images.ts";
-import { run, temporaryDirectory } from "./support/run.ts";
+import { RunningProgram, run, temporaryDirectory } from "./support/run.ts";
 import { backends, ringClient, serve } from "./support/tapdisk.ts";
 
 /** Just before the indexes of the ring wrap around. */
@@ -41,6 +43,26 @@ describe.each(backends)("over the ring (%s)", (backend) => {
     for (const name of ["without segments", "of 12 segments", "across the end", "first > last", "operation 255"]) {
       expect(output).toContain(name);
     }
+    await run(ringClient, ["verify", "--socket", socket, "--requests", "2000"]);
+    await server.stop();
+  });
+
+  test("a guest that dies under load, or talks nonsense, leaves room for the next", async () => {
+    const { path, socket } = await place();
+    const server = await serve(`vhd:${path}`, "--ring", `unix:${socket}`, "--io", backend);
+    for (let round = 0; round < 5; round++) {
+      const guest = new RunningProgram(ringClient, ["verify", "--socket", socket, "--requests", "100000000"]);
+      await new Promise((resolve) => setTimeout(resolve, 30 + 40 * round));
+      guest.signal("SIGKILL");
+      await guest.outcome(10);
+      const stranger = connect(socket);
+      stranger.on("error", () => {}); // being reset is as good as being closed
+      stranger.resume();
+      const closed = once(stranger, "close");
+      stranger.end(pattern(1 + round * 3000, round));
+      await closed;
+    }
+    // It begins by reading the disk: a dead guest's write that came after that would be found.
     await run(ringClient, ["verify", "--socket", socket, "--requests", "2000"]);
     await server.stop();
   });
