@@ -1,7 +1,7 @@
 # Every target is one script in scripts/; they can be run by themselves as well.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint demo bench crash clean
+.PHONY: help setup build test lint demo bench crash fuzz interop clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -26,6 +26,12 @@ bench: build ## compare with other servers on this machine
 
 crash: setup ## cut the power and fail operations at random, for SECONDS_TO_RUN=300
 	@scripts/crash
+
+interop: ## compare with the original in both directions, where it is installed: BLKTAP=<prefix>
+	@scripts/interop
+
+fuzz: setup ## run the engine's fuzzers, SECONDS_EACH=30 for each
+	@scripts/fuzz
 
 clean: ## remove what was built in this checkout
 	rm -rf build target
