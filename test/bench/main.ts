@@ -14,6 +14,7 @@ import { type Options, parseOptions } from "./options.ts";
 import { killAll } from "./processes.ts";
 import { report } from "./report.ts";
 import { type CacheMode, type CaseResult, isMeasurement, type Outcome, type Run } from "./results.ts";
+import { makeScratch } from "./scratch.ts";
 import { Session } from "./session.ts";
 
 const ROOT = resolve(import.meta.dirname, "../..");
@@ -24,26 +25,31 @@ async function main(): Promise<void> {
   await mkdir(OUTPUT, { recursive: true });
   const options = parseOptions(process.env, OUTPUT);
   const folder = await mkdtemp(join(options.folder, "run-"));
+  const scratch = options.cases.some(({ fresh }) => fresh) ? await makeScratch(folder) : undefined;
+  const cleanUp = async () => {
+    killAll();
+    await scratch?.remove();
+    await rm(folder, { recursive: true, force: true });
+  };
   for (const signal of ["SIGINT", "SIGTERM"] as const) {
-    process.on(signal, () => {
-      killAll();
-      rm(folder, { recursive: true, force: true }).finally(() => process.exit(1));
-    });
+    process.on(signal, () => void cleanUp().finally(() => process.exit(1)));
   }
   try {
-    await keep(await bench(options, folder));
+    if (scratch?.reason !== undefined) {
+      say(`first writes go to the machine's own file system: ${scratch.reason}`);
+    }
+    await keep(await bench(options, folder, scratch?.folder ?? folder));
   } finally {
-    killAll();
-    await rm(folder, { recursive: true, force: true });
+    await cleanUp();
   }
 }
 
-async function bench(options: Options, folder: string): Promise<Run> {
+async function bench(options: Options, folder: string, scratch: string): Promise<Run> {
   const started = new Date();
   const [machine, commit, busyBefore] = [await describeMachine(folder), await describeCommit(), await busyShare()];
   say(`${machine.cpu}, ${machine.cores} cores; busy: ${Math.round(100 * busyBefore)} %`);
   say("making the disks");
-  const session = new Session(options, folder, join(ROOT, "build/bin"));
+  const session = new Session(options, folder, scratch, join(ROOT, "build/bin"));
   await session.prepare();
   const stolen = await watchStolen();
   const sleep = await keepAwake();

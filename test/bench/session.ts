@@ -7,7 +7,7 @@ import { type Endpoint, type Load, measure } from "./clients.ts";
 import { type ContenderKind, imageName, type Service, type Site } from "./contenders.ts";
 import { clean, cool, copyImage, diskBytes, emptyImage, warm, writeContent } from "./images.ts";
 import type { Options } from "./options.ts";
-import { cpuSeconds, endedCpuSeconds, residentBytes } from "./processes.ts";
+import { cpuSeconds, endedCpuSeconds, residentBytes, run } from "./processes.ts";
 import type { CacheMode, Measurement, Outcome } from "./results.ts";
 
 /** The first runs of a program are not like the later ones: just-in-time compilers, memory that is touched first. */
@@ -25,15 +25,17 @@ const WARM_UP: Case = {
 export class Session {
   readonly #options: Options;
   readonly #folder: string;
+  readonly #scratch: string;
   readonly #commands: string;
   readonly #services = new Map<ContenderKind, Service>();
   #mode: CacheMode = "buffered";
   #sockets = 0;
 
-  /** `folder` is for images and sockets; `commands` is where this project's programs are. */
-  constructor(options: Options, folder: string, commands: string) {
+  /** `folder` is for images and sockets, `scratch` for images of one run; this project's programs are in `commands`. */
+  constructor(options: Options, folder: string, scratch: string, commands: string) {
     this.#options = options;
     this.#folder = folder;
+    this.#scratch = scratch;
     this.#commands = commands;
   }
 
@@ -134,7 +136,7 @@ export class Session {
   }
 
   async #measureFresh(kind: ContenderKind, load: Load): Promise<Measurement> {
-    const image = join(this.#folder, `fresh.${imageName(kind)}`);
+    const image = join(this.#scratch, imageName(kind));
     try {
       await emptyImage(image, kind.format === "vhd" ? "vhd" : "raw");
       const service = await kind.start(this.#site(kind, image, true));
@@ -147,6 +149,8 @@ export class Session {
       }
     } finally {
       await rm(image, { force: true });
+      // What the journal still has to do must not fall into another's time.
+      await run({ program: "sync", args: ["--file-system", this.#scratch] });
     }
   }
 
