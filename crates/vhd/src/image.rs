@@ -59,6 +59,8 @@ pub(crate) struct Blocks {
     pub(crate) needs_backup_footer: bool,
     /// The footer at the end is missing, wrong or has moved.
     pub(crate) needs_footer: bool,
+    /// blktap's batmap as it is in the file; empty without one.
+    pub(crate) batmap: Vec<u8>,
 }
 
 impl Blocks {
@@ -79,6 +81,7 @@ impl Blocks {
             stale_tail: false,
             needs_backup_footer: false,
             needs_footer: false,
+            batmap: Vec::new(),
         }
     }
 

@@ -144,6 +144,7 @@ async fn use_batmap(
             blocks.set_full(block);
         }
     }
+    blocks.batmap = map;
     Ok(())
 }
 
