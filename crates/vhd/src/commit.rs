@@ -16,7 +16,7 @@ use std::rc::Rc;
 
 use crate::core::Core;
 use crate::discard::Released;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::extend::sync_leaf;
 use crate::format::bat::{self, ENTRIES_PER_SECTOR};
 use crate::io::Io;
@@ -34,8 +34,6 @@ pub(crate) struct CommitState {
     pub(crate) running: bool,
     /// The image was changed since it was opened.
     pub(crate) modified: bool,
-    /// A sync in the background failed with this errno, which the next flush must report.
-    pub(crate) sync_error: Option<i32>,
     /// BAT sectors with entries that are not on disk.
     dirty_bat: BTreeSet<u32>,
     /// Places that blocks were given since.
@@ -79,18 +77,12 @@ struct Round {
 /// Task: commits until nobody waits for another one.
 pub(crate) async fn commit(core: Rc<RefCell<Core>>, io: Io) {
     loop {
-        let (waiters, failed) = {
+        let waiters = {
             let mut core = core.borrow_mut();
             core.commit.wanted = false;
-            (
-                std::mem::take(&mut core.commit.waiters),
-                core.commit.sync_error.take(),
-            )
+            std::mem::take(&mut core.commit.waiters)
         };
-        let outcome = match failed {
-            Some(errno) => Err(Error::io("file", 0, errno)),
-            None => run(&core, &io).await,
-        };
+        let outcome = run(&core, &io).await;
         let mut core = core.borrow_mut();
         for waiter in waiters {
             if let (Err(error), Some(request)) = (&outcome, core.requests.get_mut(waiter as usize))

@@ -2,9 +2,10 @@
 //!
 //! An extent is made in this order: the file is extended, which makes the new space zeros; then the bitmaps of all its
 //! blocks and a footer behind it are written. After that its blocks may be handed out and get data. Before a BAT entry
-//! that names one of them goes to disk, all of that must be durable; a `Sync` in the background usually has seen to it
-//! by then, and otherwise the commit does. So no write waits for a barrier, and a power cut at any instant finds a
-//! footer at the end of the file or, while it moves, the copy at offset 0.
+//! that names one of them goes to disk, all of that must be durable: the first commit that finds it isn't syncs once for
+//! the whole extent. (A sync right after making an extent was tried: it stalls the writes that come meanwhile.) So no
+//! write waits for a barrier, and a power cut at any instant finds a footer at the end of the file or, while it moves,
+//! the copy at offset 0.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -173,7 +174,7 @@ pub(crate) async fn sync_leaf(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
     outcome
 }
 
-/// Task: makes an extent and lets waiting writes go on; then makes it durable.
+/// Task: makes an extent and lets waiting writes go on.
 pub(crate) async fn extend(core: Rc<RefCell<Core>>, io: Io) {
     let plan = plan_extent(&mut core.borrow_mut());
     let outcome = match plan {
@@ -181,39 +182,28 @@ pub(crate) async fn extend(core: Rc<RefCell<Core>>, io: Io) {
         Ok(None) => Ok(None),
         Err(error) => Err(error),
     };
-    let made = {
-        let mut core = core.borrow_mut();
-        core.allocator.extending = false;
-        core.allocator.failed = outcome.is_err();
-        let waiting = std::mem::take(&mut core.allocator.waiting);
-        match outcome {
-            Ok(plan) => {
-                let made = plan.is_some();
-                match plan {
-                    Some(plan) => extent_made(&mut core, plan),
-                    None => core.allocator.complete = true,
-                }
-                core.resume(&mut io.queue(), waiting);
-                made
+    let mut core = core.borrow_mut();
+    core.allocator.extending = false;
+    core.allocator.tasks -= 1;
+    core.allocator.failed = outcome.is_err();
+    let waiting = std::mem::take(&mut core.allocator.waiting);
+    match outcome {
+        Ok(plan) => {
+            match plan {
+                Some(plan) => extent_made(&mut core, plan),
+                None => core.allocator.complete = true,
             }
-            Err(error) => {
-                // What the attempt left behind the footer is cleaned up by the next one.
-                if let Some(blocks) = core.leaf_blocks() {
-                    blocks.stale_tail = true;
-                    blocks.needs_footer = true;
-                }
-                core.fail(waiting, error.errno);
-                false
-            }
+            core.resume(&mut io.queue(), waiting);
         }
-    };
-    if made && let Err(error) = sync_leaf(&core, &io).await {
-        core.borrow_mut()
-            .commit
-            .sync_error
-            .get_or_insert(error.errno);
+        Err(error) => {
+            // What the attempt left behind the footer is cleaned up by the next one.
+            if let Some(blocks) = core.leaf_blocks() {
+                blocks.stale_tail = true;
+                blocks.needs_footer = true;
+            }
+            core.fail(waiting, error.errno);
+        }
     }
-    core.borrow_mut().allocator.tasks -= 1;
 }
 
 /// Chooses the places of the next extent's blocks; `None` if no block is without a place.
