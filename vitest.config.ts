@@ -1,5 +1,10 @@
 import { defineConfig } from "vitest/config";
 
+// Needs the original: `make interop` alone runs it.
+const withOriginal = ["test/interop-blktap.test.ts"];
+
+const program = { pool: "forks", fileParallelism: false, testTimeout: 120_000, hookTimeout: 60_000 } as const;
+
 // Unit tests stand beside the code; whole-program tests in test/ share the machine's disks and CPUs, so one at a time.
 export default defineConfig({
   cacheDir: "build/vite", // the demonstration copies node_modules, which should not change
@@ -14,14 +19,13 @@ export default defineConfig({
       },
       {
         test: {
+          ...program,
           name: "program",
           include: ["test/**/*.test.ts"],
-          pool: "forks",
-          fileParallelism: false,
-          testTimeout: 120_000,
-          hookTimeout: 60_000,
+          exclude: withOriginal,
         },
       },
+      ...(process.env.BLKTAP === undefined ? [] : [{ test: { ...program, name: "interop", include: withOriginal } }]),
     ],
   },
 });

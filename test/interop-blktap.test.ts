@@ -1,0 +1,251 @@
+// The original, blktap 4.0.8: chains of vhd-util's that the original tapdisk wrote are read and written, and it reads the
+// result and finds nothing wrong. Part of `make interop BLKTAP=<prefix>` only.
+
+import { readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, test } from "vitest";
+import { check, readWithOriginal, vhdUtil, writeWithOriginal } from "./support/blktap.ts";
+import { partialBlocks, scattered } from "./support/chains.ts";
+import { expectSame, MIB, pattern, SECTOR, sha256 } from "./support/data.ts";
+import { applyExtents, contentWith, type Extent, readThrough, writeThrough } from "./support/images.ts";
+import { command, NbdClient } from "./support/nbd-client.ts";
+import { temporaryDirectory } from "./support/run.ts";
+import { backends, refused, serve, whileServed } from "./support/tapdisk.ts";
+
+const SIZE = 20 * MIB;
+const BLOCK = 2 * MIB;
+
+const sums = (paths: readonly string[]) => paths.map((path) => sha256(readFileSync(path)));
+
+/** Pieces of blocks, and two whole ones with something on each side. */
+function extentsFor(seed: number): Extent[] {
+  const first = (seed % 3) * 3 * BLOCK;
+  const whole = { offset: first + BLOCK - SECTOR, data: pattern(2 * BLOCK + 2 * SECTOR, seed) };
+  return [
+    ...scattered(SIZE, 7, seed).filter(
+      ({ offset, data }) => offset + data.length <= whole.offset || offset >= whole.offset + whole.data.length,
+    ),
+    whole,
+  ];
+}
+
+/** How many blocks the batmap calls full. */
+function fullBlocks(path: string): number {
+  const file = readFileSync(path);
+  const at = Math.ceil((1536 + 4 * file.readUInt32BE(512 + 28)) / SECTOR) * SECTOR;
+  expect(file.toString("latin1", at, at + 8)).toBe("tdbatmap");
+  const map = Number(file.readBigUInt64BE(at + 8));
+  const blocks = Math.ceil(Number(file.readBigUInt64BE(48)) / BLOCK);
+  return Array.from({ length: blocks }, (_, block) => block).filter(
+    (block) => ((file[map + (block >> 3)] ?? 0) & (0x80 >> (block & 7))) !== 0,
+  ).length;
+}
+
+interface Chain {
+  readonly paths: string[];
+  readonly leaf: string;
+  readonly content: Buffer;
+}
+
+/** A chain in which every image was written by the original. */
+async function makeChain(levels: number, seed: number, create: string[] = []): Promise<Chain> {
+  const folder = temporaryDirectory();
+  const content = contentWith(SIZE, []);
+  const paths: string[] = [];
+  for (let level = 0; level < levels; level++) {
+    const path = join(folder, `level${level}.vhd`);
+    const parent = paths.at(-1);
+    if (parent === undefined) await vhdUtil("create", "-n", path, "-s", `${SIZE / MIB}`, ...create);
+    else await vhdUtil("snapshot", "-n", path, "-p", parent);
+    const extents = extentsFor(seed + level);
+    await writeWithOriginal(path, extents);
+    applyExtents(content, extents);
+    paths.push(path);
+  }
+  return { paths, leaf: paths.at(-1) ?? "", content };
+}
+
+async function expectValid(path: string): Promise<void> {
+  expect(await check(path, ["-b"])).toEqual({
+    status: 0,
+    stdout: expect.stringContaining(`${path} is valid\n`),
+    stderr: "",
+  });
+}
+
+describe("images that the original wrote", () => {
+  test.each([1, 2, 3])("read as it reads them, and are left alone: %i levels", async (levels) => {
+    const { paths, leaf, content } = await makeChain(levels, 1);
+    for (const path of paths) {
+      expect(partialBlocks(path)).toBeGreaterThan(0);
+      expect(fullBlocks(path)).toBe(2);
+    }
+    const before = sums(paths);
+    expectSame(await whileServed(`vhd:${leaf}`, ["--read-only"], readThrough), content, "read-only");
+    expectSame(await whileServed(`vhd:${leaf}`, [], readThrough), content, "served for writing");
+    expect(sums(paths)).toEqual(before);
+    expectSame(await readWithOriginal(leaf), content, "by the original");
+  });
+
+  test.each(backends)("take writes that it reads, one after the other, with --io %s", async (io) => {
+    const { paths, leaf, content } = await makeChain(3, 2);
+    const before = sums(paths.slice(0, -1));
+    for (const seed of [7, 8]) {
+      const ours = extentsFor(seed);
+      await whileServed(`vhd:${leaf}`, ["--io", io], (tapdisk) => writeThrough(tapdisk, ours));
+      applyExtents(content, ours);
+      await expectValid(leaf);
+      expectSame(await readWithOriginal(leaf), content, "ours, by the original");
+      const theirs = extentsFor(seed + 2);
+      await writeWithOriginal(leaf, theirs);
+      applyExtents(content, theirs);
+      expectSame(await whileServed(`vhd:${leaf}`, ["--io", io], readThrough), content, "theirs, by ours");
+    }
+    expect(sums(paths.slice(0, -1))).toEqual(before);
+  });
+
+  test("with room to grow in their tables stay valid", async () => {
+    const { leaf, content } = await makeChain(1, 3, ["-S", "40000"]);
+    const extents = extentsFor(11);
+    await whileServed(`vhd:${leaf}`, [], (tapdisk) => writeThrough(tapdisk, extents));
+    applyExtents(content, extents);
+    await expectValid(leaf);
+    expectSame(await readWithOriginal(leaf), content, "by the original");
+  });
+
+  test("stay valid when blocks that their batmap calls full are discarded, and written again", async () => {
+    const { leaf, content } = await makeChain(1, 0);
+    expect(fullBlocks(leaf)).toBe(2);
+    const zeros = { offset: BLOCK, data: Buffer.alloc(2 * BLOCK) };
+    await whileServed(`vhd:${leaf}`, [], async ({ socket }) => {
+      const client = await NbdClient.connect(socket);
+      expect((await client.request(command.trim, zeros.offset, zeros.data.length)).error).toBe(0);
+      expect((await client.flush()).error).toBe(0);
+      await client.close();
+    });
+    applyExtents(content, [zeros]);
+    await expectValid(leaf);
+    expectSame(await readWithOriginal(leaf), content, "by the original");
+    const piece = { offset: BLOCK + 5 * SECTOR, data: pattern(SECTOR, 5) };
+    await writeWithOriginal(leaf, [piece]);
+    applyExtents(content, [piece]);
+    await expectValid(leaf);
+    expectSame(await whileServed(`vhd:${leaf}`, [], readThrough), content, "by ours");
+  });
+
+  test("that are hidden are served, and stay hidden", async () => {
+    const { paths, leaf, content } = await makeChain(2, 4);
+    for (const path of paths) await vhdUtil("set", "-n", path, "-f", "hidden", "-v", "1");
+    const extents = extentsFor(12);
+    await whileServed(`vhd:${leaf}`, [], (tapdisk) => writeThrough(tapdisk, extents));
+    applyExtents(content, extents);
+    await expectValid(leaf);
+    for (const path of paths) expect(await vhdUtil("query", "-n", path, "-f")).toContain("hidden: 1");
+    expectSame(await readWithOriginal(leaf), content, "by the original");
+  });
+
+  test("that are encrypted are refused, and so are their children", async () => {
+    const folder = temporaryDirectory();
+    const [disk, child] = [join(folder, "disk.vhd"), join(folder, "child.vhd")];
+    await vhdUtil("create", "-n", disk, "-s", "20");
+    await vhdUtil("key", "-s", "-n", disk, "-H", "ab".repeat(32));
+    await vhdUtil("snapshot", "-n", child, "-p", disk, "-e");
+    const before = sums([disk, child]);
+    for (const path of [disk, child]) {
+      const { stderr } = await refused(`vhd:${path}`);
+      expect(stderr).toContain(`${path}: batmap: the disk is encrypted, which is not supported`);
+    }
+    expect(sums([disk, child])).toEqual(before);
+  });
+});
+
+describe("children of", () => {
+  test.each([
+    ["a raw file", SIZE],
+    ["a raw file of odd size", 7 * MIB + 5 * SECTOR],
+  ])("%s read and written", async (_, size) => {
+    const folder = temporaryDirectory();
+    const [parent, leaf] = [join(folder, "parent.raw"), join(folder, "leaf.vhd")];
+    const data = pattern(size, 6);
+    writeFileSync(parent, data);
+    await vhdUtil("snapshot", "-n", leaf, "-p", parent, "-m");
+    const content = Buffer.alloc(Number(readFileSync(leaf).readBigUInt64BE(48)));
+    data.copy(content);
+    expectSame(await whileServed(`vhd:${leaf}`, [], readThrough), content, "new");
+    const rounds = [1, 2].map((seed) => scattered(content.length, 5, seed));
+    const [theirs = [], ours = []] = rounds;
+    await writeWithOriginal(leaf, theirs);
+    applyExtents(content, theirs);
+    expectSame(await whileServed(`vhd:${leaf}`, [], readThrough), content, "by ours");
+    await whileServed(`vhd:${leaf}`, [], (tapdisk) => writeThrough(tapdisk, ours));
+    applyExtents(content, ours);
+    expectSame(await readWithOriginal(leaf), content, "by the original");
+    await expectValid(leaf);
+    expect(sha256(readFileSync(parent))).toBe(sha256(data));
+  });
+
+  test("a fixed image read and written", async () => {
+    const { paths, leaf, content } = await makeChain(2, 5, ["-r"]);
+    const before = sums(paths.slice(0, 1));
+    expectSame(await whileServed(`vhd:${leaf}`, [], readThrough), content, "by ours");
+    const extents = extentsFor(13);
+    await whileServed(`vhd:${leaf}`, [], (tapdisk) => writeThrough(tapdisk, extents));
+    applyExtents(content, extents);
+    expectSame(await readWithOriginal(leaf), content, "by the original");
+    await expectValid(leaf);
+    expect(sums(paths.slice(0, 1))).toEqual(before);
+  });
+});
+
+describe("after kill -9", () => {
+  test.each(["without a parent", "with a parent"])("%s nothing is worse than a primary footer", async (what) => {
+    const folder = temporaryDirectory();
+    const [base, path] = [join(folder, "base.vhd"), join(folder, "disk.vhd")];
+    const size = 100 * MIB;
+    const content = contentWith(size, []);
+    if (what === "without a parent") {
+      await vhdUtil("create", "-n", path, "-s", `${size / MIB}`);
+    } else {
+      await vhdUtil("create", "-n", base, "-s", `${size / MIB}`);
+      const extents = scattered(size, 9, 40);
+      await writeWithOriginal(base, extents);
+      applyExtents(content, extents);
+      await vhdUtil("snapshot", "-n", path, "-p", base);
+    }
+    for (let round = 0; round < 4; round++) {
+      const tapdisk = await serve(`vhd:${path}`);
+      const client = await NbdClient.connect(tapdisk.socket);
+      // These are flushed; of the others, in flight when it is killed, nothing is promised.
+      const flushed = scattered(size, 5, 50 + round);
+      await Promise.all(flushed.map(({ offset, data }) => client.write(offset, data)));
+      expect((await client.flush()).error).toBe(0);
+      const late = scattered(size, 90, 70 + round);
+      const pending = Promise.allSettled(late.map(({ offset, data }) => client.write(offset, data)));
+      await Promise.race([pending, new Promise((resolve) => setTimeout(resolve, 5 * round))]);
+      await tapdisk.kill();
+      await pending;
+
+      const { status, stdout } = await check(path, []);
+      const [verdict = ""] = stdout.split("\n");
+      if (verdict.startsWith("primary footer invalid")) expect((await check(path, ["-i"])).status).toBe(0);
+      else expect({ status, verdict }).toEqual({ status: 0, verdict: `${path} is valid` });
+      // Data that were written ahead of their bits are all that its look at the bitmaps finds.
+      const { stdout: thorough } = await check(path, ["-b", "-i"]);
+      const complaint =
+        /^(?:sector 0x\w+ of block 0x\w+ has data where bitmap is clear\n)*\S+ (?:is valid|appears invalid)/;
+      expect(thorough).toMatch(complaint);
+
+      const read = await readWithOriginal(path);
+      applyExtents(content, flushed);
+      for (const { offset, data } of late) {
+        for (let at = 0; at < data.length; at += SECTOR) {
+          const sector = data.subarray(at, at + SECTOR);
+          if (read.subarray(offset + at, offset + at + SECTOR).equals(sector)) content.set(sector, offset + at);
+        }
+      }
+      expectSame(read, content, `by the original, round ${round}`);
+      expectSame(await whileServed(`vhd:${path}`, [], readThrough), content, `by ours, round ${round}`);
+      expect((await check(path, [])).stdout).toContain(`${path} is valid\n`);
+    }
+  });
+});
