@@ -6,6 +6,9 @@
 //!
 //! But once too many pages wait to be written back, the kernel slows writers down by putting them to sleep. Then it is
 //! better that another thread sleeps, and the data plane goes on with what is in the cache.
+//!
+//! Reads from the cache are not worth a call of their own where there is an io_uring, which completes them as they are
+//! submitted: tried, 240-370 k/s at once against 356-462 k/s in three alternating rounds over a ring at depth 32.
 
 use std::time::{Duration, Instant};
 
