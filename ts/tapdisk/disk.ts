@@ -87,20 +87,25 @@ export class Disk {
     this.#report({ kind: "closed" });
   }
 
-  /** Closes the images. What fails may pass, and nothing that was written is forgotten: so it is tried again. */
+  /**
+   * Closes the images. What fails may pass, and no metadata is forgotten: so it is tried again.
+   * @throws the first error, also when a later attempt succeeds: data may be lost that the kernel could not write.
+   */
   #closeImages(): void {
-    for (let attempt = 1; ; attempt++) {
+    let failure: unknown;
+    for (let attempt = 1; attempt <= CLOSE_ATTEMPTS; attempt++) {
       this.#engine.close();
       this.#runJob();
       try {
         this.#engine.checkClosed();
-        return;
+        break;
       } catch (error) {
-        if (attempt === CLOSE_ATTEMPTS) throw error;
+        failure ??= error;
         const until = now() + CLOSE_INTERVAL_MS;
-        while (now() < until) this.#plane.turn(until - now());
+        while (attempt < CLOSE_ATTEMPTS && now() < until) this.#plane.turn(until - now());
       }
     }
+    if (failure !== undefined) throw failure;
   }
 
   #openStack(): OpenedDisk {

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use crate::error::{Error, Result, errno};
 use crate::format::footer::DiskType;
 use crate::format::uuid::Uuid;
-use crate::image::{Image, Layout};
+use crate::image::{Image, Layout, MAX_BAT_ENTRIES};
 use crate::io::{Io, until};
 use crate::open::{self, Driver, FileSpec, ImageInfo};
 
@@ -89,6 +89,14 @@ pub(crate) async fn open(
         info.warnings.extend(notes);
         uuids.push(image.uuid);
         chain.push(image);
+        let entries: u64 = chain.iter().map(Image::bat_entries).sum();
+        if entries > MAX_BAT_ENTRIES {
+            return Err(
+                Error::invalid("BAT", "the BATs of the chain are too large together")
+                    .found(entries, format!("at most {MAX_BAT_ENTRIES} entries"))
+                    .in_file(&parent_path),
+            );
+        }
         path = parent_path;
     }
     info.depth = chain.len() as u32;

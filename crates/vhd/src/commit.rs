@@ -16,7 +16,7 @@ use std::rc::Rc;
 
 use crate::core::Core;
 use crate::discard::Released;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::extend::sync_leaf;
 use crate::format::bat::{self, ENTRIES_PER_SECTOR};
 use crate::io::Io;
@@ -34,6 +34,8 @@ pub(crate) struct CommitState {
     pub(crate) running: bool,
     /// The image was changed since it was opened.
     pub(crate) modified: bool,
+    /// A sync failed with this errno and nobody was told yet: the next flush is.
+    pub(crate) sync_error: Option<i32>,
     /// BAT sectors with entries that are not on disk.
     dirty_bat: BTreeSet<u32>,
     /// Places that blocks were given since.
@@ -77,13 +79,29 @@ struct Round {
 /// Task: commits until nobody waits for another one.
 pub(crate) async fn commit(core: Rc<RefCell<Core>>, io: Io) {
     loop {
-        let waiters = {
+        let (waiters, failed) = {
             let mut core = core.borrow_mut();
             core.commit.wanted = false;
-            std::mem::take(&mut core.commit.waiters)
+            let waiters = std::mem::take(&mut core.commit.waiters);
+            let failed = if waiters.is_empty() {
+                None
+            } else {
+                core.commit.sync_error.take()
+            };
+            (waiters, failed)
         };
-        let outcome = run(&core, &io).await;
+        let outcome = match failed {
+            Some(errno) => Err(Error::io("file", 0, errno)),
+            None => run(&core, &io).await,
+        };
         let mut core = core.borrow_mut();
+        if let Err(error) = &outcome {
+            // They wait for a commit that makes bitmaps clean, which may never succeed.
+            core.fail_starved(error.errno);
+            if !waiters.is_empty() {
+                core.commit.sync_error = None;
+            }
+        }
         for waiter in waiters {
             if let (Err(error), Some(request)) = (&outcome, core.requests.get_mut(waiter as usize))
             {
@@ -100,16 +118,21 @@ pub(crate) async fn commit(core: Rc<RefCell<Core>>, io: Io) {
 
 /// Makes everything durable that was written before the call.
 pub(crate) async fn run(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
-    loop {
-        let round = begin_round(&mut core.borrow_mut());
-        let outcome = write_round(core, io, &round).await;
+    let mut rounds = Vec::new();
+    let outcome = loop {
+        let mut round = begin_round(&mut core.borrow_mut());
+        let outcome = write_round(core, io, &mut round).await;
         let last = round.last;
-        end_round(&mut core.borrow_mut(), round, outcome.is_ok());
-        outcome?;
-        if last {
-            return Ok(());
+        rounds.push(round);
+        if last || outcome.is_err() {
+            break outcome;
         }
+    };
+    // No round is over before the last sync: what that does not cover may be lost.
+    for round in rounds {
+        end_round(&mut core.borrow_mut(), round, outcome.is_ok());
     }
+    outcome
 }
 
 fn begin_round(core: &mut Core) -> Round {
@@ -173,7 +196,7 @@ fn bat_writes(blocks: &crate::image::Blocks, sectors: &BTreeSet<u32>) -> Vec<(u6
     writes
 }
 
-async fn write_round(core: &Rc<RefCell<Core>>, io: &Io, round: &Round) -> Result<()> {
+async fn write_round(core: &Rc<RefCell<Core>>, io: &Io, round: &mut Round) -> Result<()> {
     if round.barrier {
         sync_leaf(core, io).await?;
     }
@@ -182,10 +205,18 @@ async fn write_round(core: &Rc<RefCell<Core>>, io: &Io, round: &Round) -> Result
             .iter()
             .map(|(offset, bytes)| (*offset, bytes.as_slice()))
     }
-    io.write_all("bitmap", round.file, pieces(&round.bitmap_writes))
-        .await?;
-    io.write_all("BAT", round.file, pieces(&round.bat_writes))
-        .await?;
+    io.write_all(
+        "bitmap",
+        round.file,
+        pieces(&std::mem::take(&mut round.bitmap_writes)),
+    )
+    .await?;
+    io.write_all(
+        "BAT",
+        round.file,
+        pieces(&std::mem::take(&mut round.bat_writes)),
+    )
+    .await?;
     if round.last {
         sync_leaf(core, io).await
     } else {

@@ -206,6 +206,12 @@ impl Core {
         }
     }
 
+    /// Fails the parts that found no memory, with a (positive) errno value.
+    pub(crate) fn fail_starved(&mut self, errno: i32) {
+        let starved = std::mem::take(&mut self.starved);
+        self.fail(starved, errno);
+    }
+
     fn read(&mut self, queue: &mut Queue, piece: Piece) {
         let Some(image) = self.chain.get(usize::from(piece.level)) else {
             return self.zero(queue, piece);

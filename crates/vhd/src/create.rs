@@ -5,7 +5,7 @@ use crate::format::bat;
 use crate::format::footer::{self, DiskType, Footer};
 use crate::format::header::{self, Header};
 use crate::format::uuid::Uuid;
-use crate::image::MAX_DYNAMIC_SIZE;
+use crate::image::{MAX_BAT_ENTRIES, MAX_DYNAMIC_SIZE};
 use crate::io::Io;
 
 /// A new image.
@@ -69,12 +69,11 @@ async fn create_blocks(io: &Io, spec: &CreateSpec, footer: &[u8]) -> Result<u64>
     }
     let table_offset = (footer::LENGTH + header::LENGTH) as u64;
     let count = spec.size.div_ceil(u64::from(spec.block_size));
-    let Ok(entries) = u32::try_from(count) else {
-        return Err(
-            Error::invalid("block size", "too many blocks").found(count, "at most 4294967295")
-        );
-    };
-    let header = Header::new(table_offset, entries, spec.block_size).encode();
+    if count > MAX_BAT_ENTRIES {
+        return Err(Error::invalid("block size", "too many blocks")
+            .found(count, format!("at most {MAX_BAT_ENTRIES}")));
+    }
+    let header = Header::new(table_offset, count as u32, spec.block_size).encode();
     io.write("backup footer", spec.file, 0, footer).await?;
     io.write("dynamic header", spec.file, footer::LENGTH as u64, &header)
         .await?;

@@ -202,10 +202,17 @@ pub(crate) async fn reclaim(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
         };
         (file, blocks.block_span(), blocks.new_bitmap(), ready)
     };
-    for places in places.chunks(PLACES_PER_ROUND) {
+    let mut rest = places.as_slice();
+    while !rest.is_empty() {
+        let (places, later) = rest.split_at(rest.len().min(PLACES_PER_ROUND));
+        rest = later;
         let outcome = make_free(io, file, places, span * 512, &bitmap).await;
         let mut core = core.borrow_mut();
         core.releases.returning -= places.len();
+        if outcome.is_err() {
+            // These places stay unused; the others may be tried again.
+            core.releases.unnamed.extend(later);
+        }
         outcome?;
         for released in places {
             core.allocator.recycle(released.place);

@@ -13,7 +13,7 @@ use crate::core::Core;
 use crate::create::{self, CreateSpec};
 use crate::discard;
 use crate::error::{Error, Result, errno};
-use crate::extend;
+use crate::extend::{self, sync_leaf};
 use crate::io::{Io, until};
 use crate::open::{FileSpec, ImageInfo};
 use crate::record::{Completion, Finished, Op, TdRequest};
@@ -42,8 +42,8 @@ pub struct Engine {
     tasks: Vec<Task>,
     job: Option<Outcome>,
     files: Rc<RefCell<Files>>,
-    /// Requests that came while no disk was open.
-    refused: VecDeque<Finished>,
+    /// Requests that came while no disk was open, and those that ended as it was closed.
+    refused: Rc<RefCell<VecDeque<Finished>>>,
     bitmap_cache_bytes: usize,
 }
 
@@ -65,7 +65,7 @@ impl Engine {
             tasks: Vec::new(),
             job: None,
             files: Rc::default(),
-            refused: VecDeque::new(),
+            refused: Rc::default(),
             bitmap_cache_bytes,
         }
     }
@@ -118,13 +118,14 @@ impl Engine {
         if let Some(core) = &core {
             core.borrow_mut().closing = true;
         }
-        let opened = self.core.clone();
+        let (opened, refused) = (self.core.clone(), self.refused.clone());
         self.start_job(async move {
             let Some(core) = core else { return Ok(None) };
             let outcome = close(&core, &io)
                 .await
                 .map_err(|error| error.in_file(&core.borrow_mut().leaf().path));
             if outcome.is_ok() {
+                refused.borrow_mut().append(&mut core.borrow_mut().finished);
                 *opened.borrow_mut() = None;
             }
             outcome.map(|()| None)
@@ -135,7 +136,8 @@ impl Engine {
     pub fn sync_metadata(&mut self) {
         if let Some(core) = self.core() {
             let mut core = core.borrow_mut();
-            core.commit.wanted |= core.commit.is_dirty() || core.cache.is_dirty();
+            core.commit.wanted |=
+                !core.closing && (core.commit.is_dirty() || core.cache.is_dirty());
         }
     }
 
@@ -152,7 +154,7 @@ impl Engine {
     pub fn submit(&mut self, request: &TdRequest) {
         match self.core() {
             Some(core) => core.borrow_mut().submit(&mut self.io.queue(), request),
-            None => self.refused.push_back(Finished {
+            None => self.refused.borrow_mut().push_back(Finished {
                 tag: request.tag,
                 status: -errno::ESHUTDOWN,
             }),
@@ -222,6 +224,7 @@ impl Engine {
     /// The next finished request.
     pub fn take_finished(&mut self) -> Option<Finished> {
         self.refused
+            .borrow_mut()
             .pop_front()
             .or_else(|| self.core()?.borrow_mut().finished.pop_front())
     }
@@ -255,6 +258,16 @@ async fn close(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
     if !core.borrow().commit.modified {
         return Ok(());
     }
+    if let Some(errno) = core.borrow_mut().commit.sync_error.take() {
+        return Err(Error::io("file", 0, errno));
+    }
+    let outcome = make_durable(core, io).await;
+    // Whoever closes is told.
+    core.borrow_mut().commit.sync_error = None;
+    outcome
+}
+
+async fn make_durable(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
     commit::run(core, io).await?;
     discard::reclaim_all(core, io).await?;
     let (file, footer) = {
@@ -263,14 +276,29 @@ async fn close(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
         let footer = core.leaf_blocks().and_then(|blocks| {
             let used_end = blocks.used_end();
             let moves = used_end != end || blocks.needs_footer || blocks.stale_tail;
-            moves.then(|| (used_end * 512, blocks.footer.encode()))
+            moves.then(|| {
+                (
+                    used_end * 512,
+                    blocks.footer.encode(),
+                    blocks.needs_backup_footer,
+                )
+            })
         });
         (file, footer)
     };
-    if let Some((offset, bytes)) = footer {
-        io.write("footer", file, offset, &bytes).await?;
-        io.truncate(file, offset + bytes.len() as u64).await?;
-        io.sync(file).await?;
+    let Some((offset, footer, write_backup)) = footer else {
+        return Ok(());
+    };
+    if write_backup {
+        io.write("backup footer", file, 0, &footer).await?;
+        sync_leaf(core, io).await?;
+        if let Some(blocks) = core.borrow_mut().leaf_blocks() {
+            blocks.needs_backup_footer = false;
+        }
     }
-    Ok(())
+    // The file must never end with a sector of the guest's, which could look like a footer.
+    io.write("footer", file, offset, &footer).await?;
+    sync_leaf(core, io).await?;
+    io.truncate(file, offset + footer.len() as u64).await?;
+    sync_leaf(core, io).await
 }

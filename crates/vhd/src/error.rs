@@ -12,8 +12,6 @@ pub mod errno {
     pub const EIO: i32 = 5;
     /// Invalid argument.
     pub const EINVAL: i32 = 22;
-    /// File too large.
-    pub const EFBIG: i32 = 27;
     /// No space left on device.
     pub const ENOSPC: i32 = 28;
     /// Operation not supported.

@@ -15,7 +15,7 @@ use crate::core::Core;
 use crate::error::{Error, Result, errno};
 use crate::format::bat;
 use crate::image::{Image, Layout};
-use crate::io::Io;
+use crate::io::{Io, until};
 use crate::request::Piece;
 
 /// Blocks in the first extent; each is twice as large as the one before.
@@ -26,7 +26,7 @@ const MAX_EXTENT: usize = 32;
 /// Space for new blocks of the leaf.
 #[derive(Debug)]
 pub(crate) struct Allocator {
-    /// Places of free blocks: sectors of their bitmaps, ascending.
+    /// Places of free blocks: sectors of their bitmaps, those first that were used before.
     free: VecDeque<u32>,
     /// Parts of writes that wait for a place.
     pub(crate) waiting: Vec<Piece>,
@@ -151,26 +151,42 @@ impl Allocator {
 /// Syncs the leaf and keeps account of what that made durable. After a failed sync, what was not durable is written
 /// again first: the kernel may have dropped it and does not say so twice.
 pub(crate) async fn sync_leaf(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
-    let (file, mark, rewrite) = {
+    if core.borrow().allocator.rewrite {
+        write_again(core, io).await?;
+    }
+    let (file, mark) = {
         let mut core = core.borrow_mut();
-        let rewrite = std::mem::take(&mut core.allocator.rewrite);
-        (core.leaf().file, core.allocator.mark(), rewrite)
+        (core.leaf().file, core.allocator.mark())
     };
-    let outcome = async {
-        if rewrite {
-            let plan = fresh_plan(&mut core.borrow_mut());
-            if let Some(plan) = plan {
-                write_extent(io, &plan).await?;
-            }
-        }
-        io.sync(file).await
-    };
-    let outcome = outcome.await;
+    let outcome = io.sync(file).await;
     let mut core = core.borrow_mut();
     match &outcome {
         Ok(()) => core.allocator.synced(mark),
-        Err(_) => core.allocator.rewrite = true,
+        Err(error) => {
+            core.allocator.rewrite = true;
+            core.commit.sync_error = Some(error.errno);
+        }
     }
+    outcome
+}
+
+/// Writes the extents again that are not known to be durable. No extent is made meanwhile: its footer would be at the
+/// same place as its first bitmap.
+async fn write_again(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
+    until(|| !core.borrow().allocator.extending).await;
+    let plan = {
+        let mut core = core.borrow_mut();
+        core.allocator.rewrite = false;
+        core.allocator.extending = true;
+        fresh_plan(&mut core)
+    };
+    let outcome = match plan {
+        Some(plan) => write_extent(io, &plan).await,
+        None => Ok(()),
+    };
+    let mut core = core.borrow_mut();
+    core.allocator.extending = false;
+    core.allocator.rewrite |= outcome.is_err();
     outcome
 }
 
@@ -178,7 +194,7 @@ pub(crate) async fn sync_leaf(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
 pub(crate) async fn extend(core: Rc<RefCell<Core>>, io: Io) {
     let plan = plan_extent(&mut core.borrow_mut());
     let outcome = match plan {
-        Ok(Some(plan)) => make_extent(&io, &plan).await.map(|()| Some(plan)),
+        Ok(Some(plan)) => make_extent(&core, &io, &plan).await.map(|()| Some(plan)),
         Ok(None) => Ok(None),
         Err(error) => Err(error),
     };
@@ -233,15 +249,14 @@ fn plan_extent(core: &mut Core) -> Result<Option<Plan>> {
         }
         end = place + blocks.block_span();
     }
+    if places.is_empty() && unallocated > free {
+        return Err(Error {
+            errno: errno::ENOSPC,
+            ..Error::invalid("BAT", "no sector number is left for a new block")
+        });
+    }
     if places.is_empty() {
-        return if waiting > free && unallocated > free {
-            Err(Error {
-                errno: errno::ENOSPC,
-                ..Error::invalid("BAT", "no sector number is left for a new block")
-            })
-        } else {
-            Ok(None)
-        };
+        return Ok(None);
     }
     let bitmap = blocks.new_bitmap();
     let footer = blocks.footer.encode();
@@ -256,14 +271,18 @@ fn plan_extent(core: &mut Core) -> Result<Option<Plan>> {
     }))
 }
 
-async fn make_extent(io: &Io, plan: &Plan) -> Result<()> {
+async fn make_extent(core: &Rc<RefCell<Core>>, io: &Io, plan: &Plan) -> Result<()> {
     if plan.write_backup {
         io.write("backup footer", plan.file, 0, &plan.footer)
             .await?;
-        io.sync(plan.file).await?;
+        sync_leaf(core, io).await?;
     }
     if let Some(sector) = plan.cut {
-        io.truncate(plan.file, sector * 512).await?;
+        // The file must never end with a sector of the guest's, which could look like a footer.
+        io.write("footer", plan.file, sector * 512, &plan.footer)
+            .await?;
+        sync_leaf(core, io).await?;
+        io.truncate(plan.file, (sector + 1) * 512).await?;
     }
     io.truncate(plan.file, (plan.end + 1) * 512).await?;
     write_extent(io, plan).await

@@ -8,6 +8,9 @@ use crate::format::uuid::Uuid;
 /// Largest virtual size of an image with a BAT, bytes: 2040 GiB, as in every other implementation.
 pub const MAX_DYNAMIC_SIZE: u64 = 2040 << 30;
 
+/// Most BAT entries of a chain that are held in memory (64 MiB), against hostile block sizes.
+pub(crate) const MAX_BAT_ENTRIES: u64 = 1 << 24;
+
 /// Data of blocks begin at multiples of this many sectors (4 KiB), so that direct I/O to them is aligned.
 pub(crate) const ALIGNMENT: u64 = 8;
 
@@ -23,6 +26,16 @@ pub(crate) struct Image {
     /// Its identity; a raw file has none.
     pub(crate) uuid: Option<Uuid>,
     pub(crate) layout: Layout,
+}
+
+impl Image {
+    /// Entries of its BAT in memory.
+    pub(crate) fn bat_entries(&self) -> u64 {
+        match &self.layout {
+            Layout::Blocks(blocks) => blocks.bat.len() as u64,
+            Layout::Flat => 0,
+        }
+    }
 }
 
 /// How an image maps sectors onto its file.

@@ -61,6 +61,8 @@ pub(crate) struct Mark {
 pub(crate) struct Slot {
     result: Cell<Option<i32>>,
     chunk: Cell<Option<Chunk>>,
+    /// Nobody looks into the chunk when the operation is over: it is a write's.
+    is_write: bool,
 }
 
 /// Operations on their way to the host, and who waits for them.
@@ -90,8 +92,9 @@ impl Queue {
         match self.owners.try_remove(completion.id as usize)? {
             Owner::Task(slot) => {
                 slot.result.set(Some(completion.result));
-                // A task that gave up left its chunk to be freed when the port no longer uses it.
-                if Rc::strong_count(&slot) == 1
+                // A write needs its chunk no longer: others may wait for one, its own task among them. And a task that
+                // gave up left its chunk to be freed when the port no longer uses it.
+                if (slot.is_write || Rc::strong_count(&slot) == 1)
                     && let Some(chunk) = slot.chunk.take()
                 {
                     self.staging.free(chunk);
@@ -175,6 +178,7 @@ impl Io {
         let slot = Rc::new(Slot {
             result: Cell::new(None),
             chunk: Cell::new(chunk),
+            is_write: op.kind == OpKind::Write,
         });
         self.queue().push(op, Owner::Task(slot.clone()));
         Pending {
@@ -233,48 +237,30 @@ impl Io {
         offset: u64,
         bytes: &[u8],
     ) -> Result<()> {
-        let mut in_flight = VecDeque::new();
-        let mut at = offset;
-        for part in bytes.chunks(LARGE) {
-            in_flight.push_back((self.start_write(file, at, part).await, at, part.len()));
-            at += part.len() as u64;
-            if in_flight.len() == 4 {
-                finish_write(structure, &mut in_flight).await?;
-            }
-        }
-        while !in_flight.is_empty() {
-            finish_write(structure, &mut in_flight).await?;
-        }
-        Ok(())
+        self.write_all(structure, file, [(offset, bytes)].into_iter())
+            .await
     }
 
-    /// Writes small pieces (each at most 64 KiB) at their offsets, all in flight together as far as staging allows.
+    /// Writes pieces at their offsets, many in flight together. When it returns, nothing is in flight any more, also
+    /// after an error: a write that ended later could undo a newer one.
     pub(crate) async fn write_all(
         &self,
         structure: &'static str,
         file: u16,
         pieces: impl Iterator<Item = (u64, &[u8])>,
     ) -> Result<()> {
-        let mut in_flight = VecDeque::new();
+        let mut flight = Flight::new(structure);
         for (offset, bytes) in pieces {
-            // Leave most of the staging area to the request path.
-            if in_flight.len() == 64 {
-                finish_write(structure, &mut in_flight).await?;
-            }
-            if bytes.len() > LARGE {
-                self.write(structure, file, offset, bytes).await?;
-            } else {
-                in_flight.push_back((
-                    self.start_write(file, offset, bytes).await,
-                    offset,
-                    bytes.len(),
-                ));
+            for (index, part) in bytes.chunks(LARGE).enumerate() {
+                // Leave most of the staging area to the request path.
+                flight.make_room(64).await;
+                if flight.error.is_none() {
+                    let at = offset + (index * LARGE) as u64;
+                    flight.push(self.start_write(file, at, part).await, at, part.len());
+                }
             }
         }
-        while !in_flight.is_empty() {
-            finish_write(structure, &mut in_flight).await?;
-        }
-        Ok(())
+        flight.finish().await
     }
 
     async fn start_write(&self, file: u16, offset: u64, bytes: &[u8]) -> Pending {
@@ -306,18 +292,15 @@ impl Io {
         offsets: impl Iterator<Item = u64>,
         length: u64,
     ) -> Result<()> {
-        let mut in_flight = VecDeque::new();
+        let mut flight = Flight::new("block");
         for offset in offsets {
-            if in_flight.len() == 4 {
-                finish_write("block", &mut in_flight).await?;
+            flight.make_room(4).await;
+            if flight.error.is_none() {
+                let op = plain_op(OpKind::PunchHole, file, offset, length);
+                flight.push(self.start(op, None), offset, 0);
             }
-            let op = plain_op(OpKind::PunchHole, file, offset, length);
-            in_flight.push_back((self.start(op, None), offset, 0));
         }
-        while !in_flight.is_empty() {
-            finish_write("block", &mut in_flight).await?;
-        }
-        Ok(())
+        flight.finish().await
     }
 
     async fn simple(&self, structure: &'static str, op: Op) -> Result<()> {
@@ -328,14 +311,42 @@ impl Io {
     }
 }
 
-async fn finish_write(
+/// Operations of one task that are in flight together, and the first error among those that ended.
+struct Flight {
     structure: &'static str,
-    in_flight: &mut VecDeque<(Pending, u64, usize)>,
-) -> Result<()> {
-    if let Some((pending, at, length)) = in_flight.pop_front() {
-        transferred(structure, at, length, pending.await)?;
+    in_flight: VecDeque<(Pending, u64, usize)>,
+    error: Option<Error>,
+}
+
+impl Flight {
+    fn new(structure: &'static str) -> Self {
+        Self {
+            structure,
+            in_flight: VecDeque::new(),
+            error: None,
+        }
     }
-    Ok(())
+
+    fn push(&mut self, pending: Pending, offset: u64, length: usize) {
+        self.in_flight.push_back((pending, offset, length));
+    }
+
+    /// Waits until fewer than `limit` are in flight.
+    async fn make_room(&mut self, limit: usize) {
+        while self.in_flight.len() >= limit
+            && let Some((pending, at, length)) = self.in_flight.pop_front()
+        {
+            if let Err(error) = transferred(self.structure, at, length, pending.await) {
+                self.error.get_or_insert(error);
+            }
+        }
+    }
+
+    /// Waits for all of them.
+    async fn finish(mut self) -> Result<()> {
+        self.make_room(1).await;
+        self.error.map_or(Ok(()), Err)
+    }
 }
 
 /// Checks the result of a transfer of `length` bytes: all of them, or an error.

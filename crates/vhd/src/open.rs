@@ -132,24 +132,12 @@ async fn read_footers(io: &Io, spec: &FileSpec) -> Result<Footers> {
         .await?;
     let primary = Footer::decode(&bytes).map_err(|error| error.relative_to(primary_at));
     let mut warnings = Vec::new();
-    if let Ok(footer) = &primary
-        && footer.disk_type == DiskType::Fixed
-    {
-        let footer = footer.clone();
-        return Ok(Footers {
-            footer,
-            end: primary_at,
-            primary_is_good: true,
-            backup: None,
-            warnings,
-        });
-    }
     let bytes = io
         .read(
             "backup footer",
             spec.file,
             0,
-            footer::LENGTH.min(spec.size as usize),
+            (footer::LENGTH as u64).min(spec.size) as usize,
         )
         .await?;
     let backup = Footer::decode(&bytes).and_then(|footer| {
@@ -160,6 +148,28 @@ async fn read_footers(io: &Io, spec: &FileSpec) -> Result<Footers> {
         }
         Ok(footer)
     });
+    if let Ok(footer) = &primary
+        && footer.disk_type == DiskType::Fixed
+    {
+        // A dynamic image that lost its footer ends with data of its guest, who may have put this footer there to be
+        // shown the image's file instead of its disk.
+        if backup.is_ok() {
+            return Err(Error::invalid(
+                "footer",
+                "the file ends like a fixed disk and begins like a dynamic one",
+            )
+            .at(primary_at + 60)
+            .found("type 2", "the type of the footer at offset 0"));
+        }
+        let footer = footer.clone();
+        return Ok(Footers {
+            footer,
+            end: primary_at,
+            primary_is_good: true,
+            backup: None,
+            warnings,
+        });
+    }
     match (primary, backup) {
         (Ok(footer), backup) => {
             match &backup {

@@ -4,12 +4,9 @@ use crate::error::{Error, Result};
 use crate::format::batmap::{self, Batmap};
 use crate::format::header::{self, Header};
 use crate::format::{bat, bitmap};
-use crate::image::{Blocks, MAX_DYNAMIC_SIZE};
+use crate::image::{Blocks, MAX_BAT_ENTRIES, MAX_DYNAMIC_SIZE};
 use crate::io::Io;
 use crate::open::{FileSpec, Footers};
-
-/// Most BAT entries that are read into memory (64 MiB), against hostile block sizes.
-const MAX_BAT_ENTRIES: u64 = 1 << 24;
 
 /// Reads the header, BAT and batmap of an image that has them.
 ///
@@ -139,11 +136,28 @@ async fn use_batmap(
         warnings.push("the batmap is wrong and not used".to_owned());
         return Ok(());
     }
-    for block in (0..blocks.count).filter(|block| bitmap::is_set(&map, *block)) {
-        if blocks.bitmap_sector(block).is_some() {
-            blocks.set_full(block);
+    let full = |block: &u32| bitmap::is_set(&map, *block);
+    let absent = (0..blocks.count)
+        .filter(full)
+        .find(|block| blocks.bitmap_sector(*block).is_none());
+    if let Some(block) = absent {
+        // Once such a block exists, its other sectors would be taken for written.
+        if !spec.read_only {
+            return Err(Error::invalid(
+                "batmap",
+                format!("block {block} is called full and does not exist"),
+            )
+            .at(batmap.offset + u64::from(block) / 8)
+            .found("a set bit", "a clear one"));
         }
+        warnings.push(format!(
+            "the batmap calls block {block} full, which does not exist, and is not used"
+        ));
+        return Ok(());
     }
+    (0..blocks.count)
+        .filter(full)
+        .for_each(|block| blocks.set_full(block));
     blocks.batmap = map;
     Ok(())
 }
@@ -190,15 +204,13 @@ fn check_blocks(
         .map(|end| end.min(file_end))
         .fold(0, u64::max);
     let mut data_end = metadata_end;
+    let mut cut_short = None;
     let mut placed: Vec<(u32, u32)> = Vec::new();
     for (block, sector) in (0_u32..)
         .zip(blocks.bat.iter().copied())
         .filter(|(_, sector)| *sector != bat::UNUSED)
     {
         let place = blocks.header.table_offset + u64::from(block) * 4;
-        if block >= blocks.count {
-            warnings.push(format!("BAT entry {block} is past the end of the disk"));
-        }
         let first = u64::from(sector);
         let wrong = |message: &str, expected: String| {
             Error::invalid("BAT", format!("block {block} {message}"))
@@ -221,9 +233,7 @@ fn check_blocks(
                     format!("at most sector {}", file_end.saturating_sub(span)),
                 ));
             }
-            warnings.push(format!(
-                "block {block} ends behind the end of the file and is cut short"
-            ));
+            cut_short = Some(block);
         }
         data_end = data_end.max((first + span).min(file_end));
         placed.push((sector, block));
@@ -242,6 +252,14 @@ fn check_blocks(
             format!("sector {}", pair[1].0),
             format!("at least sector {}", u64::from(pair[0].0) + span),
         ));
+    }
+    if let Some(block) = cut_short {
+        warnings.push(format!(
+            "block {block} ends behind the end of the file and is cut short"
+        ));
+    }
+    if placed.iter().any(|(_, block)| *block >= blocks.count) {
+        warnings.push("the BAT names blocks past the end of the disk".to_owned());
     }
     Ok((metadata_end, data_end))
 }

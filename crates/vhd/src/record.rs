@@ -53,7 +53,8 @@ pub const FRONT_END_CLOSED: u8 = 255;
 pub const FLAG_FUA: u8 = 1;
 /// Request flag: write zeroes without giving the space back (NBD `NBD_CMD_FLAG_NO_HOLE`).
 pub const FLAG_NO_HOLE: u8 = 2;
-/// Request flag: fail with `ENOTSUP` rather than write zeroes slowly (NBD `NBD_CMD_FLAG_FAST_ZERO`).
+/// Request flag: fail with `ENOTSUP` rather than write zeroes slowly (NBD `NBD_CMD_FLAG_FAST_ZERO`). Servers don't offer it
+/// yet, and the engine does not look at it.
 pub const FLAG_FAST_ZERO: u8 = 4;
 
 /// Words in a [`TdRequest`].

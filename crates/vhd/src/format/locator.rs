@@ -27,11 +27,12 @@ impl ParentLocator {
     }
 
     /// Room for the name in bytes: a value below 512 counts sectors, as the specification says; writers that store a
-    /// larger one mean bytes.
+    /// larger one mean bytes. At least as much as the name has.
     #[must_use]
     pub fn space_bytes(&self) -> u64 {
         let space = u64::from(self.data_space);
-        if space < 512 { space * 512 } else { space }
+        let space = if space < 512 { space * 512 } else { space };
+        space.max(u64::from(self.data_length))
     }
 
     /// The parent's path that the locator's data hold, with `/` between folders and without a drive letter; `None` for

@@ -1,0 +1,407 @@
+//! What follows a failure: nothing hangs, nothing that failed is taken for done, and nothing is put on top of newer data.
+
+mod support;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use support::Host;
+use support::images::{self, Parent, Spec, uuid};
+use support::power::PowerLog;
+use vhd::format::bat;
+use vhd::format::footer::{DiskType, Footer};
+use vhd::format::header::Header;
+use vhd::record::{Completion, Finished, OpKind, RequestKind, TdRequest};
+use vhd::{CreateSpec, Driver, Engine, FileSpec, Job};
+
+const EIO: i32 = -5;
+
+fn created(size: u64, block_size: u32) -> Vec<u8> {
+    let mut host = Host::new(vec![Vec::new()], 0);
+    let disk_type = DiskType::Dynamic;
+    host.create(CreateSpec {
+        file: 0,
+        disk_type,
+        size,
+        block_size,
+        uuid: uuid(0),
+        timestamp: 7,
+    })
+    .expect("the image is made");
+    host.files.remove(0)
+}
+
+fn partial(blocks: &[(u32, u64)], size: u64, block_size: u32) -> Vec<u8> {
+    let spec = Spec {
+        uuid: uuid(0),
+        size,
+        block_size,
+        parent: None,
+        blocks,
+        fill: |_| 7,
+    };
+    images::build(&spec, &mut vec![0; size as usize])
+}
+
+fn opened(image: Vec<u8>, cache: usize) -> Host {
+    let mut host = Host::with_cache(vec![image], 16384, cache);
+    host.open(Driver::Vhd, false).expect("the image opens");
+    host
+}
+
+fn failing_syncs(host: &mut Host) {
+    host.fault = Some(Box::new(|op| (op.kind == OpKind::Sync).then_some(EIO)));
+}
+
+#[test]
+fn a_commit_of_many_long_runs_ends() {
+    // Two neighbouring BAT sectors, a gap, and so on: more pieces than there are large chunks of staging memory.
+    let mut host = opened(created(45 * 128 * 4096, 4096), 1 << 20);
+    for block in (0..14_u64).flat_map(|run| [run * 3 * 128, (run * 3 + 1) * 128]) {
+        assert_eq!(host.request(RequestKind::Write, block * 8, 8, 0), 0);
+    }
+    assert_eq!(host.request(RequestKind::Flush, 0, 0, 0), 0);
+}
+
+#[test]
+fn extents_of_large_blocks_are_made() {
+    let mut host = opened(created(40 * (4 << 20), 4 << 20), 1 << 20);
+    for block in 0..32_u64 {
+        assert_eq!(host.request(RequestKind::Write, block * 8192, 8, 0), 0);
+    }
+}
+
+#[test]
+fn a_request_that_ends_as_the_disk_is_closed_is_answered() {
+    let mut host = opened(partial(&[(0, u64::MAX)], 64 << 10, 4096), 1 << 20);
+    host.submit(5, RequestKind::Read, 0, 0, 8, 0);
+    host.engine.close();
+    host.settle();
+    assert!(matches!(host.engine.job(), Job::Over(Ok(_))));
+    assert_eq!(host.finished, [Finished { tag: 5, status: 0 }]);
+}
+
+#[test]
+fn a_failed_commit_ends_only_when_all_its_writes_have() {
+    let mut host = opened(partial(&[(0, 0xf), (1, 0xf)], 64 << 10, 16384), 1 << 20);
+    host.guest.fill(9);
+    for sector in [8, 32 + 8] {
+        assert_eq!(host.request(RequestKind::Write, sector, 1, 0), 0);
+    }
+    host.submit(1, RequestKind::Flush, 0, 0, 0, 0);
+    host.complete(0);
+    // The bitmaps of two blocks are on their way. One fails; the other is slow.
+    let [first, held] = [host.in_flight[0].id, host.in_flight[1].id];
+    host.fault = Some(Box::new(move |op| (op.id == first).then_some(EIO)));
+    host.complete(0);
+    host.fault = None;
+    let others = |host: &mut Host| {
+        while let Some(index) = host.in_flight.iter().position(|op| op.id != held) {
+            host.complete(index);
+        }
+    };
+    for (tag, sector) in [(2, 9), (3, 32 + 9)] {
+        host.submit(tag, RequestKind::Write, 0, sector, 1, 0);
+        others(&mut host);
+    }
+    host.submit(4, RequestKind::Flush, 0, 0, 0, 0);
+    others(&mut host);
+    host.settle();
+    let statuses: BTreeMap<u32, i32> = host
+        .finished
+        .drain(..)
+        .map(|it| (it.tag, it.status))
+        .collect();
+    assert_eq!(statuses, BTreeMap::from([(1, EIO), (2, 0), (3, 0), (4, 0)]));
+    host.close().expect("the image closes");
+    host.open(Driver::Vhd, true).expect("the image opens again");
+    let disk = host.read_disk(64);
+    assert_eq!(
+        (disk[9 * 512], disk[41 * 512]),
+        (9, 9),
+        "what was flushed is gone"
+    );
+}
+
+#[test]
+fn a_guest_s_fake_footer_is_never_at_the_end_of_the_file() {
+    let mut image = partial(&[(0, u64::MAX)], 64 << 10, 16384);
+    let fake = Footer::new(DiskType::Fixed, 4096, uuid(9), 1).encode();
+    let footer_at = image.len() - 512;
+    // The last sector of the last block, and an extent behind it that a crash orphaned.
+    image[footer_at - 512..footer_at].copy_from_slice(&fake);
+    let real = image.split_off(footer_at);
+    image.resize(image.len() + 32768, 0);
+    image.extend(real);
+    let mut host = opened(image, 1 << 20);
+    host.submit(1, RequestKind::Write, 0, 64, 1, 0);
+    while !host.in_flight.is_empty() {
+        host.complete(0);
+        let mut next = Host::new(vec![host.files[0].clone()], 512);
+        let info = next.open(Driver::Vhd, true).expect("the image opens");
+        assert_eq!(info.disk_type, Some(DiskType::Dynamic));
+    }
+    // What other programs leave may end so: it is not taken for a fixed disk.
+    let mut left = partial(&[(0, u64::MAX)], 64 << 10, 16384);
+    left.truncate(left.len() - 1024);
+    left.extend(fake);
+    let error = Host::new(vec![left], 512)
+        .open(Driver::Vhd, true)
+        .expect_err("the file is ambiguous");
+    assert!(
+        error.message.contains("begins like a dynamic one"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_failed_sync_of_a_commit_that_nobody_waits_for_is_told_to_the_next_flush() {
+    let mut host = opened(partial(&[(0, 0xf)], 64 << 10, 16384), 1 << 20);
+    assert_eq!(host.request(RequestKind::Write, 8, 1, 0), 0);
+    failing_syncs(&mut host);
+    host.engine.sync_metadata();
+    host.settle();
+    host.fault = None;
+    assert_eq!(host.request(RequestKind::Flush, 0, 0, 0), EIO);
+    assert_eq!(host.request(RequestKind::Flush, 0, 0, 0), 0);
+}
+
+#[test]
+fn the_failed_sync_of_a_commit_that_nobody_waits_for_is_told_to_whoever_closes() {
+    let mut host = opened(partial(&[(0, 0xf)], 64 << 10, 16384), 1 << 20);
+    assert_eq!(host.request(RequestKind::Write, 8, 1, 0), 0);
+    failing_syncs(&mut host);
+    host.engine.sync_metadata();
+    host.settle();
+    host.fault = None;
+    assert_eq!(host.close().map_err(|error| error.errno), Err(-EIO));
+    assert_eq!(host.close(), Ok(()));
+}
+
+#[test]
+fn writes_that_need_room_in_the_cache_fail_when_commits_do() {
+    let blocks: Vec<(u32, u64)> = (0..40).map(|block| (block, 0xf)).collect();
+    let mut host = opened(partial(&blocks, 40 * 16384, 16384), 0);
+    failing_syncs(&mut host);
+    for block in 0..20 {
+        host.submit(
+            block,
+            RequestKind::Write,
+            0,
+            u64::from(block) * 32 + 8,
+            1,
+            0,
+        );
+        host.settle();
+        let finished = host.finished.pop_front().expect("the write ends");
+        assert_eq!(finished.status, if block < 16 { 0 } else { EIO });
+    }
+}
+
+#[test]
+fn a_failed_commit_is_repeated_with_everything_in_it() {
+    let count = 1100;
+    let blocks: Vec<(u32, u64)> = (0..count).map(|block| (block, 0xf)).collect();
+    let mut host = opened(partial(&blocks, u64::from(count) * 8192, 8192), 8 << 20);
+    for block in 0..u64::from(count) {
+        assert_eq!(host.request(RequestKind::Write, block * 16 + 8, 1, 0), 0);
+    }
+    let counts = Rc::new(RefCell::new((0, 0)));
+    let seen = counts.clone();
+    host.fault = Some(Box::new(move |op| {
+        let (writes, syncs) = &mut *seen.borrow_mut();
+        *writes += u32::from(op.kind == OpKind::Write);
+        *syncs += u32::from(op.kind == OpKind::Sync);
+        // The first is the barrier of the first round, the second that of the second.
+        (op.kind == OpKind::Sync && *syncs == 2).then_some(EIO)
+    }));
+    assert_eq!(host.request(RequestKind::Flush, 0, 0, 0), EIO);
+    let first = counts.borrow().0;
+    assert_eq!(host.request(RequestKind::Flush, 0, 0, 0), 0);
+    assert_eq!(
+        counts.borrow().0 - first,
+        count + 1,
+        "writes of the second flush: all bitmaps, and the footer again"
+    );
+}
+
+#[test]
+fn closing_mends_a_bad_backup_footer_before_it_moves_the_other() {
+    for seed in 0..200 {
+        let mut image = partial(&[(0, u64::MAX), (1, u64::MAX)], 64 << 10, 16384);
+        image[0] ^= 1;
+        let mut host = opened(image, 1 << 20);
+        host.power = Some(PowerLog::new(&host.files[0]));
+        assert_eq!(host.request(RequestKind::Discard, 32, 32, 0), 0);
+        host.engine.close();
+        host.run();
+        let mut random = support::random_numbers(seed);
+        while !host.in_flight.is_empty() {
+            host.complete(0);
+            let left = host
+                .power
+                .as_ref()
+                .expect("the log is kept")
+                .cut(&mut random);
+            Host::new(vec![left], 0)
+                .open(Driver::Vhd, true)
+                .expect("the image opens");
+        }
+    }
+}
+
+#[test]
+fn a_batmap_that_calls_absent_blocks_full_is_not_believed() {
+    let (block_size, count) = (4096_u32, 128_u64);
+    let size = count * u64::from(block_size);
+    let blocks = [(0, u64::MAX), (1, u64::MAX)];
+    let build = |index: usize, parent: Option<Parent>, blocks: &[(u32, u64)]| {
+        let spec = Spec {
+            uuid: uuid(index),
+            size,
+            block_size,
+            parent,
+            blocks,
+            fill: |_| 7,
+        };
+        images::build(&spec, &mut vec![0; size as usize])
+    };
+    let parent = build(1, None, &blocks);
+    let mut child = build(
+        0,
+        Some(Parent {
+            uuid: uuid(1),
+            locator: (*b"W2ku", images::name(1)),
+        }),
+        &[],
+    );
+    let mut header = [0; 512];
+    header[..8].copy_from_slice(b"tdbatmap");
+    header[8..16].copy_from_slice(&2560_u64.to_be_bytes());
+    header[16..20].copy_from_slice(&1_u32.to_be_bytes());
+    header[20..24].copy_from_slice(&0x0001_0002_u32.to_be_bytes());
+    header[24..28].copy_from_slice(&(!0x80_u32).to_be_bytes());
+    let mut map = [0; 512];
+    map[0] = 0x80;
+    // It takes the place of the locator's data: the name in the header serves.
+    let footer = child.split_off(child.len() - 512);
+    child.truncate(2048);
+    child.extend(header);
+    child.extend(map);
+    child.extend(footer);
+    let mut host = Host::new(vec![child, parent], 4096);
+    host.names[1] = "/disks/parent1.vhd".to_owned();
+    let info = host
+        .open(Driver::Vhd, true)
+        .expect("the chain opens for reading");
+    assert!(
+        info.warnings
+            .iter()
+            .any(|warning| warning.contains("batmap")),
+        "{:?}",
+        info.warnings
+    );
+    assert_eq!(host.read_disk(16)[..512], [7; 512]);
+    let error = host
+        .open(Driver::Vhd, false)
+        .expect_err("a write would make the map's bit a lie");
+    assert_eq!((error.structure, error.offset), ("batmap", Some(2560)));
+}
+
+/// A file of which only the sectors that were written are in memory.
+#[derive(Default)]
+struct SparseFile {
+    sectors: BTreeMap<u64, [u8; 512]>,
+}
+
+impl SparseFile {
+    fn put(&mut self, sector: u64, bytes: &[u8]) {
+        for (index, chunk) in (sector..).zip(bytes.as_chunks::<512>().0) {
+            self.sectors.insert(index, *chunk);
+        }
+    }
+
+    /// Lets the engine work until it wants nothing more; guest data are ignored.
+    fn drive(&mut self, engine: &mut Engine) -> Vec<Finished> {
+        let mut finished = Vec::new();
+        loop {
+            engine.run();
+            finished.extend(std::iter::from_fn(|| engine.take_finished()));
+            let Some(op) = engine.take_op() else {
+                return finished;
+            };
+            let range = op.buffer as usize..op.buffer as usize + op.length as usize;
+            let metadata = op.region == vhd::record::REGION_STAGING;
+            match op.kind {
+                OpKind::Read if metadata => engine.with_staging(|staging| {
+                    for (sector, chunk) in (op.offset / 512..).zip(staging[range].chunks_mut(512)) {
+                        chunk.copy_from_slice(self.sectors.get(&sector).unwrap_or(&[0; 512]));
+                    }
+                }),
+                OpKind::Write if metadata => {
+                    let bytes = engine.with_staging(|staging| staging[range].to_vec());
+                    self.put(op.offset / 512, &bytes);
+                }
+                _ => {}
+            }
+            let moves = matches!(op.kind, OpKind::Read | OpKind::Write);
+            engine.complete(Completion {
+                id: op.id,
+                result: if moves { op.length as i32 } else { 0 },
+            });
+        }
+    }
+}
+
+#[test]
+fn writes_fail_when_no_sector_number_is_left() {
+    let (block_size, count) = (4096_u32, 64_u32);
+    let footer = Footer::new(DiskType::Dynamic, u64::from(block_size * count), uuid(0), 7).encode();
+    // The first block is so far behind that only a few others have room.
+    let high = 0xffff_ffff_u64 - 16 * 8;
+    let mut table = vec![bat::UNUSED; count as usize];
+    table[0] = high as u32;
+    let mut file = SparseFile::default();
+    file.put(0, &footer);
+    file.put(1, &Header::new(1536, count, block_size).encode());
+    file.put(3, &bat::encode(&table));
+    file.put(high, &[0xff; 512]);
+    file.put(high + 9, &footer);
+    let mut engine = Engine::new(1 << 20);
+    let (driver, path, size) = (Driver::Vhd, "/x".to_owned(), (high + 10) * 512);
+    engine.open(FileSpec {
+        driver,
+        path,
+        file: 0,
+        size,
+        block_device: false,
+        read_only: false,
+    });
+    file.drive(&mut engine);
+    assert!(
+        matches!(engine.job(), Job::Over(Ok(_))),
+        "{:?}",
+        engine.job()
+    );
+    let statuses: Vec<i32> = (1..count)
+        .map(|block| {
+            let (kind, sector) = (RequestKind::Write as u8, u64::from(block) * 8);
+            engine.submit(&TdRequest {
+                tag: block,
+                kind,
+                flags: 0,
+                sector,
+                sectors: 8,
+                region: 1,
+                buffer: 0,
+            });
+            let finished = file.drive(&mut engine);
+            assert_eq!(finished.len(), 1, "the write to block {block} does not end");
+            finished[0].status
+        })
+        .collect();
+    let good = statuses.iter().take_while(|status| **status == 0).count();
+    assert!((1..10).contains(&good), "{good} blocks had room");
+    assert!(statuses[good..].iter().all(|status| *status == -28));
+}
