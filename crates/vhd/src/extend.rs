@@ -49,6 +49,8 @@ pub(crate) struct Allocator {
     failed: bool,
     /// A sync failed: the fresh part must be written again before the next one.
     rewrite: bool,
+    /// How many syncs failed so far.
+    failed_syncs: u64,
     next_extent: usize,
 }
 
@@ -84,6 +86,7 @@ impl Allocator {
             complete: false,
             failed: false,
             rewrite: false,
+            failed_syncs: 0,
             next_extent: FIRST_EXTENT,
         }
     }
@@ -148,22 +151,45 @@ impl Allocator {
     }
 }
 
-/// Syncs the leaf and keeps account of what that made durable. After a failed sync, what was not durable is written
-/// again first: the kernel may have dropped it and does not say so twice.
+/// Makes the leaf durable. After a failed sync, what was not durable is written again first: the kernel may have dropped
+/// it and does not say so twice.
 pub(crate) async fn sync_leaf(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
     if core.borrow().allocator.rewrite {
         write_again(core, io).await?;
     }
-    let (file, mark) = {
+    sync_file(core, io).await?;
+    // One that an extent made meanwhile may have failed: then this one's success proves nothing.
+    let core = core.borrow();
+    if core.allocator.rewrite {
+        let errno = core.commit.sync_error.unwrap_or(errno::EIO);
+        return Err(Error::io("file", 0, errno));
+    }
+    Ok(())
+}
+
+/// Syncs the leaf's file and keeps account of what that made durable.
+async fn sync_file(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
+    let (file, mark, trusted, failed_syncs) = {
         let mut core = core.borrow_mut();
-        (core.leaf().file, core.allocator.mark())
+        let (file, mark) = (core.leaf().file, core.allocator.mark());
+        (
+            file,
+            mark,
+            !core.allocator.rewrite,
+            core.allocator.failed_syncs,
+        )
     };
     let outcome = io.sync(file).await;
     let mut core = core.borrow_mut();
     match &outcome {
-        Ok(()) => core.allocator.synced(mark),
+        // What a failed sync dropped, before this one or meanwhile, is not made durable by it.
+        Ok(()) if trusted && core.allocator.failed_syncs == failed_syncs => {
+            core.allocator.synced(mark)
+        }
+        Ok(()) => {}
         Err(error) => {
             core.allocator.rewrite = true;
+            core.allocator.failed_syncs += 1;
             core.commit.sync_error = Some(error.errno);
         }
     }
@@ -275,13 +301,13 @@ async fn make_extent(core: &Rc<RefCell<Core>>, io: &Io, plan: &Plan) -> Result<(
     if plan.write_backup {
         io.write("backup footer", plan.file, 0, &plan.footer)
             .await?;
-        sync_leaf(core, io).await?;
+        sync_file(core, io).await?;
     }
     if let Some(sector) = plan.cut {
         // The file must never end with a sector of the guest's, which could look like a footer.
         io.write("footer", plan.file, sector * 512, &plan.footer)
             .await?;
-        sync_leaf(core, io).await?;
+        sync_file(core, io).await?;
         io.truncate(plan.file, (sector + 1) * 512).await?;
     }
     io.truncate(plan.file, (plan.end + 1) * 512).await?;

@@ -156,6 +156,31 @@ fn a_guest_s_fake_footer_is_never_at_the_end_of_the_file() {
 }
 
 #[test]
+fn an_extent_is_made_after_one_whose_sync_failed() {
+    let good = partial(&[(0, u64::MAX)], 64 << 10, 16384);
+    let mut bad_backup = good.clone();
+    bad_backup[0] ^= 1;
+    // Space behind the last block that a crash orphaned.
+    let mut orphaned = good[..good.len() - 512].to_vec();
+    orphaned.resize(good.len() + 32768, 0);
+    orphaned.extend(&good[good.len() - 512..]);
+    for image in [bad_backup, orphaned] {
+        let mut host = opened(image, 1 << 20);
+        failing_syncs(&mut host);
+        assert_eq!(host.request(RequestKind::Write, 64, 1, 0), EIO);
+        host.fault = None;
+        host.guest.fill(9);
+        assert_eq!(host.request(RequestKind::Write, 64, 1, 0), 0);
+        // The failure was told to the write; a flush that comes later covers what it covers.
+        host.request(RequestKind::Flush, 0, 0, 0);
+        assert_eq!(host.request(RequestKind::Flush, 0, 0, 0), 0);
+        host.close().expect("the image closes");
+        host.open(Driver::Vhd, true).expect("the image opens again");
+        assert_eq!(host.read_disk(128)[64 * 512..65 * 512], [9; 512]);
+    }
+}
+
+#[test]
 fn the_failed_sync_of_a_commit_that_nobody_waits_for_is_told_to_the_next_flush() {
     let mut host = opened(partial(&[(0, 0xf)], 64 << 10, 16384), 1 << 20);
     assert_eq!(host.request(RequestKind::Write, 8, 1, 0), 0);
