@@ -131,6 +131,7 @@ async fn read_footers(io: &Io, spec: &FileSpec) -> Result<Footers> {
         .read("footer", spec.file, primary_at, length as usize)
         .await?;
     let primary = Footer::decode(&bytes).map_err(|error| error.relative_to(primary_at));
+    let primary_is_poisoned = bytes.starts_with(&footer::POISON);
     let mut warnings = Vec::new();
     let bytes = io
         .read(
@@ -170,8 +171,20 @@ async fn read_footers(io: &Io, spec: &FileSpec) -> Result<Footers> {
             warnings,
         });
     }
+    // Blocks may be on their way from one place to another, though the other footer tells nothing of it.
+    if let (true, Err(error)) = (primary_is_poisoned, &primary) {
+        return Err(error.clone());
+    }
+    if let (true, Err(error)) = (bytes.starts_with(&footer::POISON), &backup) {
+        return Err(error.clone());
+    }
     match (primary, backup) {
-        (Ok(footer), backup) => {
+        (Ok(mut footer), backup) => {
+            if let Ok(backup) = &backup
+                && backup.hides_in_backup()
+            {
+                footer.set_hidden(backup.is_hidden());
+            }
             match &backup {
                 Err(error) => warnings.push(format!("backup {error}")),
                 Ok(backup) if *backup != footer => {

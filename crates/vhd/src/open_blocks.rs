@@ -103,7 +103,10 @@ async fn find_batmap(
         .read("batmap", spec.file, at, batmap::HEADER_LENGTH)
         .await?;
     let found = Batmap::decode(&bytes);
-    if found.as_ref().is_some_and(|batmap| batmap.is_encrypted) {
+    if found
+        .as_ref()
+        .is_some_and(|batmap| batmap.key_hash.is_some())
+    {
         return Err(
             Error::invalid("batmap", "the disk is encrypted, which is not supported")
                 .at(at + 29)

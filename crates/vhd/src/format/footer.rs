@@ -14,12 +14,20 @@ pub const LENGTH: usize = 512;
 pub const LEGACY_LENGTH: usize = 511;
 /// First eight bytes.
 pub const COOKIE: [u8; 8] = *b"conectix";
+/// First eight bytes while blktap resizes the disk: its journal has what undoes the change.
+pub const POISON: [u8; 8] = *b"v_poison";
 /// Data offset of a fixed disk, which has no dynamic header.
 pub const NO_DATA_OFFSET: u64 = u64::MAX;
 
 const FEATURE_RESERVED: u32 = 2;
 const VERSION: u32 = 0x0001_0000;
 const CHECKSUM: usize = 64;
+const HIDDEN: usize = 85;
+
+/// blktap's creator versions are major and minor number in the halves of a word.
+const TAP_0_1: u32 = 0x0000_0001;
+const TAP_1_1: u32 = 0x0001_0001;
+const TAP_1_3: u32 = 0x0001_0003;
 
 /// What kind of image a VHD is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +95,7 @@ impl Footer {
             },
             timestamp,
             creator_application: *b"tap\0",
-            creator_version: 0x0001_0003,
+            creator_version: TAP_1_3,
             creator_host_os: [0; 4],
             original_size: size,
             current_size: size,
@@ -109,6 +117,13 @@ impl Footer {
             return Err(invalid(0, "too short").found(bytes.len(), LENGTH));
         }
         let bytes = &bytes[..bytes.len().min(LENGTH)];
+        if array(bytes, 0) == POISON {
+            return Err(invalid(
+                0,
+                "the disk was being resized and has to be reverted with the resize's journal first",
+            )
+            .found("v_poison", "conectix"));
+        }
         if array(bytes, 0) != COOKIE {
             return Err(invalid(0, "wrong cookie").found(bytes[..8].escape_ascii(), "conectix"));
         }
@@ -120,7 +135,7 @@ impl Footer {
         }
         let stored = u32_at(bytes, CHECKSUM);
         let computed = checksum(bytes, CHECKSUM);
-        if stored != computed {
+        if stored != computed && Some(stored) != checksum_without_hidden(bytes) {
             return Err(invalid(CHECKSUM as u64, "wrong checksum")
                 .found(format!("{stored:#x}"), format!("{computed:#x}")));
         }
@@ -165,11 +180,53 @@ impl Footer {
             // The last reserved byte is not there in the 511-byte form; it is zero then.
             reserved: {
                 let mut reserved = [0; 427];
-                let present = &bytes[85..];
+                let present = &bytes[HIDDEN..];
                 reserved[..present.len()].copy_from_slice(present);
                 reserved
             },
         })
+    }
+
+    /// Whether blktap made the image.
+    #[must_use]
+    pub fn made_by_tap(&self) -> bool {
+        is_tap(self.creator_application)
+    }
+
+    /// Whether blktap made the image with its first version, whose bitmaps have another order of bits.
+    #[must_use]
+    pub fn has_old_bitmaps(&self) -> bool {
+        self.made_by_tap() && self.creator_version == TAP_0_1
+    }
+
+    /// Whether the image must have a batmap: blktap's do since version 1.2.
+    #[must_use]
+    pub fn demands_batmap(&self) -> bool {
+        self.made_by_tap() && self.creator_version > TAP_1_1
+    }
+
+    /// Whether the image may have a batmap: blktap's do since version 1.1.
+    #[must_use]
+    pub fn may_have_batmap(&self) -> bool {
+        self.made_by_tap() && self.creator_version >= TAP_1_1
+    }
+
+    /// Whether the hidden flag counts that the copy at offset 0 has: blktap's first versions set it only there, and left
+    /// the checksum as it was.
+    #[must_use]
+    pub fn hides_in_backup(&self) -> bool {
+        hides_without_checksum(self.creator_application, self.creator_version)
+    }
+
+    /// Whether blktap's storage manager hides the image: it waits to be coalesced and is no disk of its own.
+    #[must_use]
+    pub fn is_hidden(&self) -> bool {
+        self.reserved[0] != 0
+    }
+
+    /// Sets or clears blktap's hidden flag.
+    pub fn set_hidden(&mut self, hidden: bool) {
+        self.reserved[0] = u8::from(hidden);
     }
 
     /// The footer as bytes, checksum included.
@@ -192,11 +249,30 @@ impl Footer {
         put(&mut bytes, 60, &(self.disk_type as u32).to_be_bytes());
         put(&mut bytes, 68, &self.uuid.0);
         bytes[84] = self.saved_state;
-        put(&mut bytes, 85, &self.reserved);
+        put(&mut bytes, HIDDEN, &self.reserved);
         let sum = checksum(&bytes, CHECKSUM);
         put(&mut bytes, CHECKSUM, &sum.to_be_bytes());
         bytes
     }
+}
+
+fn is_tap(creator_application: [u8; 4]) -> bool {
+    creator_application.starts_with(b"tap")
+}
+
+fn hides_without_checksum(creator_application: [u8; 4], creator_version: u32) -> bool {
+    is_tap(creator_application) && matches!(creator_version, TAP_0_1 | TAP_1_1)
+}
+
+/// The checksum that footers have whose hidden flag was set by a program that let the checksum be: `None` if this can't be
+/// one of them.
+fn checksum_without_hidden(bytes: &[u8]) -> Option<u32> {
+    let hidden = *bytes.get(HIDDEN)?;
+    if hidden == 0 || !hides_without_checksum(array(bytes, 28), u32_at(bytes, 32)) {
+        return None;
+    }
+    // The checksum is the complement of a sum.
+    Some(checksum(bytes, CHECKSUM).wrapping_add(u32::from(hidden)))
 }
 
 #[cfg(test)]
@@ -236,6 +312,42 @@ mod tests {
         testing::every_changed_byte_is_refused(&sample().encode(), |bytes| {
             Footer::decode(bytes).err()
         });
+    }
+
+    #[test]
+    fn a_hidden_flag_without_its_checksum_is_believed_of_old_versions_only() {
+        for (creator, version, accepted) in [
+            (*b"tap\0", TAP_0_1, true),
+            (*b"tap\0", TAP_1_1, true),
+            (*b"tap\0", TAP_1_3, false),
+            (*b"qemu", TAP_1_1, false),
+        ] {
+            let mut footer = Footer {
+                creator_application: creator,
+                creator_version: version,
+                ..sample()
+            };
+            let mut bytes = footer.encode();
+            assert!(!footer.is_hidden());
+            bytes[HIDDEN] = 1;
+            footer.set_hidden(true);
+            assert!(footer.is_hidden());
+            assert_eq!(
+                Footer::decode(&bytes).ok(),
+                accepted.then(|| footer.clone())
+            );
+            assert_eq!(Footer::decode(&footer.encode()), Ok(footer));
+            bytes[HIDDEN + 1] = 1;
+            assert!(Footer::decode(&bytes).is_err());
+        }
+    }
+
+    #[test]
+    fn a_poisoned_footer_is_told_from_a_damaged_one() {
+        let mut bytes = sample().encode();
+        bytes[..8].copy_from_slice(&POISON);
+        let error = Footer::decode(&bytes).expect_err("a poisoned footer is refused");
+        assert!(error.message.contains("journal"), "{error}");
     }
 
     #[test]
