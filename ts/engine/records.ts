@@ -42,6 +42,8 @@ export const opKind = {
   truncate: 5,
   copyRange: 6,
   zeroBuffer: 7,
+  copyToBuffer: 8,
+  seekHole: 9,
 } as const;
 
 /** Words of a request as a front end pulled it; pairs of buffer and sectors follow from `segments` on. */
@@ -71,16 +73,16 @@ export const tdRequest = {
   reserved: 7,
 } as const;
 
-/** Words of a part of a request that is over. */
+/** Words of a part of a request that is over; the status of a block status request is its number of extents. */
 export const finished = { tag: 0, status: 1 } as const;
 
-/** Words of the answer to a front end's request. */
+/** Words of the answer to a front end's request; the payload is the number of extents of a block status request. */
 export const response = { frontEnd: 0, slot: 1, status: 2, payload: 3 } as const;
 
 /** Words of a file operation. */
 export const operation = {
   id: 0,
-  /** kind | file << 16 */
+  /** kind | fast << 8 | file << 16 */
   kind: 1,
   offset: 2,
   offsetHigh: 3,

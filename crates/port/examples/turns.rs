@@ -76,6 +76,7 @@ fn main() {
         let op = Op {
             id,
             kind,
+            fast: false,
             file,
             offset: random % blocks * u64::from(SIZE),
             length: SIZE.into(),

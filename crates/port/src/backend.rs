@@ -72,6 +72,16 @@ pub enum FileCall {
         /// Its new size in bytes.
         size: u64,
     },
+    /// `lseek` with `SEEK_DATA` and `SEEK_HOLE`: whether there are data or a hole, and how far. All is data where the file system
+    /// can't tell. Result: sectors << 1, plus 1 for a hole.
+    SeekHole {
+        /// The file. Its position changes.
+        fd: RawFd,
+        /// From where, a whole number of sectors.
+        offset: u64,
+        /// How far to look at most, in bytes: at least a sector, at most `i32::MAX`.
+        length: u64,
+    },
     /// `copy_file_range`, or reading and writing where that isn't possible; all of the length unless the source ends.
     Copy {
         /// The file to read.

@@ -127,9 +127,16 @@ impl Operations {
         let Some(op) = Op::decode(words) else {
             return self.finished(words[0], -libc::EINVAL);
         };
-        if op.kind == OpKind::ZeroBuffer {
-            let result = zero_buffer(&op, batch, context.regions);
-            return self.finished(op.id, result);
+        match op.kind {
+            OpKind::ZeroBuffer => {
+                let result = zero_buffer(&op, batch, context.regions);
+                return self.finished(op.id, result);
+            }
+            OpKind::CopyToBuffer => {
+                let result = copy_to_buffer(&op, batch, context.regions);
+                return self.finished(op.id, result);
+            }
+            _ => {}
         }
         if let Err(result) = check(&op) {
             return self.finished(op.id, result);
@@ -244,7 +251,19 @@ impl Operations {
                     Stage::Allocate(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE);
             }
             OpKind::CopyRange => flight.buffered = true,
-            OpKind::Sync | OpKind::Truncate | OpKind::ZeroBuffer => {}
+            OpKind::Sync
+            | OpKind::Truncate
+            | OpKind::SeekHole
+            | OpKind::ZeroBuffer
+            | OpKind::CopyToBuffer => {}
+        }
+        // A block device that can't make zeros writes them when its space is to be kept.
+        if op.kind == OpKind::WriteZeroes
+            && op.fast
+            && let Some(entry) = self.files.entry(op.file)
+            && entry.file.is_block_device()
+        {
+            return Err(-libc::EOPNOTSUPP);
         }
         if op.length == 0 && !matches!(op.kind, OpKind::Sync | OpKind::Truncate) {
             self.drop_memory(std::mem::replace(&mut flight.memory, Memory::None), regions);
@@ -489,10 +508,10 @@ fn check(op: &Op) -> Result<(), i32> {
             .filter(|end| i64::try_from(*end).is_ok())
     };
     let valid = match op.kind {
-        OpKind::Sync | OpKind::ZeroBuffer => true,
+        OpKind::Sync | OpKind::ZeroBuffer | OpKind::CopyToBuffer => true,
         OpKind::Truncate => i64::try_from(op.offset).is_ok(),
         OpKind::WriteZeroes | OpKind::PunchHole => end(op.offset).is_some(),
-        OpKind::Read | OpKind::Write => {
+        OpKind::Read | OpKind::Write | OpKind::SeekHole => {
             end(op.offset).is_some() && i32::try_from(op.length).is_ok()
         }
         OpKind::CopyRange => {
@@ -526,6 +545,24 @@ fn zero_buffer(op: &Op, batch: &mut Batch<'_>, regions: &Regions) -> i32 {
     }
 }
 
+fn copy_to_buffer(op: &Op, batch: &mut Batch<'_>, regions: &Regions) -> i32 {
+    let source = u32::try_from(op.source_offset)
+        .ok()
+        .and_then(|offset| batch.staging(offset, op.length));
+    let target = match op.region {
+        REGION_STAGING => None,
+        region => regions.resolve(region, op.buffer, op.length),
+    };
+    match (source, target) {
+        (Some(source), Some(target)) => {
+            // SAFETY: `resolve` checked that the region has these bytes; staging, in WebAssembly memory, lies elsewhere.
+            unsafe { target.copy_from_nonoverlapping(source.as_ptr(), source.len()) };
+            0
+        }
+        _ => -libc::EFAULT,
+    }
+}
+
 /// What comes after a call.
 enum Next {
     /// Another call.
@@ -545,7 +582,12 @@ impl Flight {
         match self.op.kind {
             OpKind::Write | OpKind::CopyRange => true,
             OpKind::WriteZeroes | OpKind::PunchHole => self.stage == Stage::Zeros,
-            OpKind::Read | OpKind::Sync | OpKind::Truncate | OpKind::ZeroBuffer => false,
+            OpKind::Read
+            | OpKind::Sync
+            | OpKind::Truncate
+            | OpKind::SeekHole
+            | OpKind::ZeroBuffer
+            | OpKind::CopyToBuffer => false,
         }
     }
 
@@ -618,6 +660,11 @@ impl Flight {
                 fd: buffered,
                 size: offset,
             },
+            (Stage::Single, OpKind::SeekHole) => FileCall::SeekHole {
+                fd: buffered,
+                offset,
+                length,
+            },
             (Stage::Single, OpKind::CopyRange) => FileCall::Copy {
                 from: source,
                 from_offset: self.op.source_offset,
@@ -671,7 +718,12 @@ impl Flight {
             libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL | libc::ENODEV => {}
             _ => return Next::Finished(result),
         }
-        if mode & libc::FALLOC_FL_PUNCH_HOLE != 0 {
+        let punching = mode & libc::FALLOC_FL_PUNCH_HOLE != 0;
+        // What is left is writing them, or having a block device's driver do it.
+        if self.op.fast && (!punching || file.is_block_device()) {
+            return Next::Finished(-libc::EOPNOTSUPP);
+        }
+        if punching {
             self.stage = Stage::Allocate(libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE);
             return Next::Again;
         }

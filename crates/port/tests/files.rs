@@ -26,6 +26,9 @@ on_both! {
     waits_as_long_as_told
     closes_with_operations_in_flight
     zeroes_memory
+    copies_from_staging
+    holes_are_found
+    zeros_are_made_fast_or_not_at_all
 }
 
 fn staging_round_trip(backend: BackendKind) {
@@ -73,6 +76,15 @@ fn errors_are_results(backend: BackendKind) {
     assert_eq!(results[2], -libc::EBADF);
     assert_eq!(results[3], 512);
     assert_eq!(file.bytes(), [1; 4096]);
+}
+
+fn copy_to(region: u32, buffer: u32, source_offset: u64, length: u64) -> Op {
+    Op {
+        region,
+        buffer,
+        source_offset,
+        ..op(OpKind::CopyToBuffer, 999, 0, length)
+    }
 }
 
 fn bad_records_are_refused(backend: BackendKind) {
@@ -132,6 +144,14 @@ fn bad_records_are_refused(backend: BackendKind) {
             },
             -libc::EFAULT,
         ),
+        (copy_to(region, 8191, 0, 2), -libc::EFAULT),
+        (copy_to(region, 0, u64::from(STAGING) - 1, 2), -libc::EFAULT),
+        (copy_to(region, 0, 1 << 32, 1), -libc::EFAULT),
+        (copy_to(region + 1, 0, 0, 1), -libc::EFAULT),
+        (copy_to(0, 0, 0, 1), -libc::EFAULT),
+        (op(OpKind::SeekHole, number, most, 1), -libc::EINVAL),
+        (op(OpKind::SeekHole, number, 0, 1 << 31), -libc::EINVAL),
+        (op(OpKind::SeekHole, number + 1, 0, 512), -libc::EBADF),
     ];
     for (op, expected) in cases {
         assert_eq!(host.run_one(op), expected, "{op:?}");
@@ -423,4 +443,87 @@ fn zeroes_memory(backend: BackendKind) {
     );
     assert_eq!((host.staging(49, 2)[0], host.staging(49, 2)[1]), (1, 0));
     drop(host);
+}
+
+fn copies_from_staging(backend: BackendKind) {
+    let mut host = Host::new(backend);
+    let mut memory = Memory::new(1);
+    memory.get().fill(1);
+    host.staging(50, 7).copy_from_slice(b"extents");
+    let region = memory.add_to(&mut host);
+    assert_eq!(
+        host.run(&[copy_to(region, 10, 50, 7), copy_to(region, 0, 50, 0)]),
+        [0, 0]
+    );
+    assert_eq!(&memory.get()[9..18], b"\x01extents\x01");
+    drop(host);
+}
+
+fn holes_are_found(backend: BackendKind) {
+    const MIB: u64 = 1 << 20;
+    let hole = |bytes: u64| (bytes / 512 * 2 + 1) as i32;
+    let data = |bytes: u64| (bytes / 512 * 2) as i32;
+    for options in [READ_WRITE, DIRECT] {
+        let file = TempFile::new();
+        let mut host = Host::new(backend);
+        let mut memory = Memory::new(16);
+        let region = memory.add_to(&mut host);
+        let number = host.open(file.path(), options);
+        // Holes, 64 KiB of data at 1 MiB, and at the end a part of a sector.
+        assert_eq!(
+            host.run(&[
+                op(OpKind::Truncate, number, 4 * MIB + 100, 0),
+                write(number, MIB, 65536, region, 0),
+                write(number, 4 * MIB, 100, region, 0),
+            ]),
+            [0, 65536, 100]
+        );
+        for (offset, length, expected) in [
+            (0, 4 * MIB, hole(MIB)),
+            (0, 512, hole(512)),
+            (MIB - 512, MIB, hole(512)),
+            (MIB, MIB, data(65536)),
+            (MIB + 512, 1024, data(1024)),
+            (MIB + 65536, MIB, hole(MIB)),
+            (4 * MIB, 512, data(512)),
+            (8 * MIB, 512, hole(512)),
+        ] {
+            let found = host.run_one(op(OpKind::SeekHole, number, offset, length));
+            assert_eq!(found, expected, "{length} bytes at {offset}");
+        }
+        drop(host);
+    }
+    // This file system has no holes and knows none.
+    let mut host = Host::new(backend);
+    let number = host.open("/proc/self/status", OpenOptions::default());
+    let found = host.run_one(op(OpKind::SeekHole, number, 512, MIB));
+    assert_eq!(found, data(MIB));
+}
+
+fn zeros_are_made_fast_or_not_at_all(backend: BackendKind) {
+    let fast = |kind, number| Op {
+        fast: true,
+        ..op(kind, number, 4096, 8192)
+    };
+    let [disk, memory] = [env!("CARGO_TARGET_TMPDIR"), "/dev/shm"].map(|folder| {
+        let path = format!("{folder}/port-fast-{}-{backend:?}", std::process::id());
+        std::fs::write(&path, [1; 16384]).unwrap();
+        path
+    });
+    let mut zeroed = [1; 16384];
+    zeroed[4096..12288].fill(0);
+    let mut host = Host::new(backend);
+    let [on_disk, in_memory] = [&disk, &memory].map(|path| host.open(path, READ_WRITE));
+    // tmpfs makes holes, but no zeros in place.
+    assert_eq!(
+        host.run_one(fast(OpKind::WriteZeroes, in_memory)),
+        -libc::EOPNOTSUPP
+    );
+    assert!(std::fs::read(&memory).unwrap() == [1; 16384]);
+    assert_eq!(host.run_one(fast(OpKind::PunchHole, in_memory)), 0);
+    assert!(std::fs::read(&memory).unwrap() == zeroed);
+    assert_eq!(host.run_one(fast(OpKind::WriteZeroes, on_disk)), 0);
+    assert!(std::fs::read(&disk).unwrap() == zeroed);
+    std::fs::remove_file(disk).unwrap();
+    std::fs::remove_file(memory).unwrap();
 }

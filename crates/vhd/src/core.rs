@@ -14,13 +14,17 @@ use crate::discard::Releases;
 use crate::error::errno;
 use crate::extend::Allocator;
 use crate::format::bitmap;
-use crate::image::{Blocks, Image, Layout};
+use crate::image::{Blocks, Image, Layout, Place};
 use crate::io::{Mark, Owner, Queue, Transfer, plain_op};
-use crate::record::{Completion, FLAG_FUA, Finished, Op, OpKind, RequestKind, TdRequest};
+use crate::record::{
+    Completion, FLAG_FAST_ZERO, FLAG_FUA, Finished, Op, OpKind, RequestKind, StatusExtent,
+    TdRequest, max_status_extents,
+};
 use crate::request::{Piece, Request};
+use crate::status::Description;
 
 /// Sectors in the largest request that the engine takes: 1 GiB, so that a transfer's length fits a completion.
-const MAX_SECTORS: u32 = 1 << 21;
+pub(crate) const MAX_SECTORS: u32 = 1 << 21;
 
 /// The state of an open virtual disk.
 #[derive(Debug)]
@@ -36,24 +40,10 @@ pub(crate) struct Core {
     pub(crate) allocator: Allocator,
     pub(crate) commit: CommitState,
     /// Parts that wait for staging memory or room in the bitmap cache.
-    starved: Vec<Piece>,
+    pub(crate) starved: Vec<Piece>,
     pub(crate) releases: Releases,
     /// Number of the next request.
     pub(crate) next_sequence: u64,
-}
-
-/// Where a part of a block's data is, and what the block's bitmap says.
-pub(crate) struct Place {
-    pub(crate) file: u16,
-    /// Sector of the bitmap in the file.
-    pub(crate) bitmap: u64,
-    pub(crate) bitmap_bytes: usize,
-    /// Byte offset of the part's first sector.
-    pub(crate) data: u64,
-    pub(crate) block: u32,
-    /// The part's first sector in the block.
-    pub(crate) first: u32,
-    pub(crate) full: bool,
 }
 
 impl Core {
@@ -106,23 +96,29 @@ impl Core {
         let kind = RequestKind::from_raw(request.kind).ok_or(errno::EOPNOTSUPP)?;
         match kind {
             RequestKind::Flush => return Ok(kind),
-            RequestKind::Read => {}
+            RequestKind::Read | RequestKind::BlockStatus => {}
             RequestKind::Write | RequestKind::Discard | RequestKind::WriteZeroes => {
                 if self.read_only {
                     return Err(errno::EPERM);
                 }
             }
-            RequestKind::BlockStatus => return Err(errno::EOPNOTSUPP),
         }
         let end = request
             .sector
             .checked_add(u64::from(request.sectors))
             .ok_or(errno::EINVAL)?;
         let in_range = request.sectors > 0 && end <= self.leaf().sectors;
-        let has_data = matches!(kind, RequestKind::Read | RequestKind::Write);
-        let in_memory = request.sectors <= MAX_SECTORS
-            && request.buffer.checked_add(request.sectors * 512).is_some();
-        if in_range && (in_memory || !has_data) {
+        let buffer_bytes = match kind {
+            RequestKind::Read | RequestKind::Write if request.sectors > MAX_SECTORS => None,
+            RequestKind::Read | RequestKind::Write => Some(request.sectors * 512),
+            RequestKind::BlockStatus => {
+                Some(max_status_extents(request.sectors) * StatusExtent::BYTES)
+            }
+            _ => Some(0),
+        };
+        let in_memory = buffer_bytes
+            .is_some_and(|bytes| bytes == 0 || request.buffer.checked_add(bytes).is_some());
+        if in_range && in_memory {
             Ok(kind)
         } else {
             Err(errno::EINVAL)
@@ -140,6 +136,8 @@ impl Core {
             // One part for this function itself, so that the request can't end before all its parts are known.
             parts: 1,
             status: 0,
+            description: (kind == RequestKind::BlockStatus)
+                .then(|| Box::new(Description::new(request))),
         }) as u32;
         if kind == RequestKind::Flush {
             self.join_commit(index);
@@ -169,6 +167,7 @@ impl Core {
             Some(request) => match request.kind {
                 RequestKind::Read => self.read(queue, piece),
                 RequestKind::Write => self.write(queue, piece),
+                RequestKind::BlockStatus => self.describe(queue, piece),
                 _ => self.erase(queue, piece),
             },
             None => {}
@@ -176,7 +175,7 @@ impl Core {
     }
 
     /// Lets a part wait: it counts as one of its request's until [`Core::resume`].
-    fn park(&mut self, piece: Piece) -> Piece {
+    pub(crate) fn park(&mut self, piece: Piece) -> Piece {
         if let Some(request) = self.requests.get_mut(piece.request as usize) {
             request.parts += 1;
         }
@@ -264,15 +263,7 @@ impl Core {
             let per_block = u64::from(blocks.sectors_per_block);
             let (block, first) = ((sector / per_block) as u32, (sector % per_block) as u32);
             let count = (piece.count - done).min(blocks.sectors_per_block - first);
-            let place = blocks.bitmap_sector(block).map(|bitmap| Place {
-                file: *file,
-                bitmap,
-                bitmap_bytes: blocks.bitmap_bytes(),
-                data: (bitmap + u64::from(blocks.bitmap_sectors) + u64::from(first)) * 512,
-                block,
-                first,
-                full: blocks.is_full(block),
-            });
+            let place = blocks.place_of(*file, sector);
             handle(self, queue, piece.part(done, count), block, place);
             done += count;
         }
@@ -410,7 +401,7 @@ impl Core {
             }
             Lookup::Missing => {
                 let piece = self.park(piece);
-                if !self.load_bitmap(queue, piece, place) {
+                if !self.load_bitmap(queue, piece.level, place, vec![piece]) {
                     self.starved.push(piece);
                 }
             }
@@ -418,16 +409,19 @@ impl Core {
         None
     }
 
-    /// Starts loading a bitmap on behalf of a parked piece; false if there is no memory for it now.
-    fn load_bitmap(&mut self, queue: &mut Queue, piece: Piece, place: &Place) -> bool {
+    /// Starts loading a bitmap on behalf of parked pieces; false if there is no memory for it now.
+    pub(crate) fn load_bitmap(
+        &mut self,
+        queue: &mut Queue,
+        level: u16,
+        place: &Place,
+        waiting: Vec<Piece>,
+    ) -> bool {
         let Some(chunk) = queue.staging.allocate(place.bitmap_bytes) else {
             return false;
         };
         let bits = vec![0; place.bitmap_bytes].into_boxed_slice();
-        let Some(entry) = self
-            .cache
-            .insert(piece.level, place.block, bits, Some(vec![piece]))
-        else {
+        let Some(entry) = self.cache.insert(level, place.block, bits, Some(waiting)) else {
             queue.staging.free(chunk);
             self.commit.wanted = true;
             return false;
@@ -489,6 +483,7 @@ impl Core {
         }
         request.parts += 1;
         let op = Op {
+            fast: request.flags & FLAG_FAST_ZERO != 0,
             region: request.region,
             buffer: piece.buffer,
             ..plain_op(kind, file, offset, length)
@@ -509,6 +504,11 @@ impl Core {
             Some(Owner::Transfer(transfer)) => self.transferred(transfer, completion.result),
             Some(Owner::Bitmap { entry, chunk }) => {
                 self.bitmap_loaded(queue, entry, chunk, completion.result);
+            }
+            Some(Owner::SeekHole(piece)) => self.hole_found(queue, piece, completion.result),
+            Some(Owner::Answer { request, chunk }) => {
+                queue.staging.free(chunk);
+                self.part_done(request, completion.result.min(0));
             }
             Some(Owner::Task(_)) | None => {}
         }
@@ -623,9 +623,13 @@ impl Core {
     /// Ends a request with the status that it has.
     pub(crate) fn finish(&mut self, index: u32) {
         if let Some(request) = self.requests.try_remove(index as usize) {
+            let status = match &request.description {
+                Some(description) if request.status == 0 => description.extents(),
+                _ => request.status,
+            };
             self.finished.push_back(Finished {
                 tag: request.tag,
-                status: request.status,
+                status,
             });
         }
     }

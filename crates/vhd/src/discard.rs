@@ -8,11 +8,11 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use crate::core::{Core, Place};
+use crate::core::Core;
 use crate::error::Result;
 use crate::extend::sync_leaf;
 use crate::format::bitmap;
-use crate::image::Layout;
+use crate::image::{Layout, Place};
 use crate::io::{Io, Mark, Queue};
 use crate::record::{FLAG_NO_HOLE, OpKind, RequestKind};
 use crate::request::Piece;

@@ -47,6 +47,20 @@ pub(crate) enum Layout {
     Blocks(Box<Blocks>),
 }
 
+/// Where a part of a block's data is, and what the block's bitmap says.
+pub(crate) struct Place {
+    pub(crate) file: u16,
+    /// Sector of the bitmap in the file.
+    pub(crate) bitmap: u64,
+    pub(crate) bitmap_bytes: usize,
+    /// Byte offset of the part's first sector.
+    pub(crate) data: u64,
+    pub(crate) block: u32,
+    /// The part's first sector in the block.
+    pub(crate) first: u32,
+    pub(crate) full: bool,
+}
+
 /// The state of an image with a BAT.
 #[derive(Debug)]
 pub(crate) struct Blocks {
@@ -133,6 +147,21 @@ impl Blocks {
             None | Some(&bat::UNUSED) => None,
             Some(sector) => Some(u64::from(*sector)),
         }
+    }
+
+    /// Where `sector` of the disk is, if its block is in this file, which the host knows as `file`.
+    pub(crate) fn place_of(&self, file: u16, sector: u64) -> Option<Place> {
+        let per_block = u64::from(self.sectors_per_block);
+        let (block, first) = ((sector / per_block) as u32, (sector % per_block) as u32);
+        self.bitmap_sector(block).map(|bitmap| Place {
+            file,
+            bitmap,
+            bitmap_bytes: self.bitmap_bytes(),
+            data: (bitmap + u64::from(self.bitmap_sectors) + u64::from(first)) * 512,
+            block,
+            first,
+            full: self.is_full(block),
+        })
     }
 
     /// Sectors that a block takes in the file: bitmap and data.

@@ -16,6 +16,7 @@ use slab::Slab;
 
 use crate::error::{Error, Result, errno};
 use crate::record::{Completion, Op, OpKind, REGION_STAGING};
+use crate::request::Piece;
 use crate::staging::{Chunk, LARGE, Staging};
 
 /// Who waits for an operation.
@@ -28,6 +29,15 @@ pub(crate) enum Owner {
         /// Index in the bitmap cache.
         entry: u32,
         /// Where the bitmap arrives.
+        chunk: Chunk,
+    },
+    /// The request path looks for holes of a file, for this part of a block status request.
+    SeekHole(Piece),
+    /// The request path copies the answer to a block status request into its buffer.
+    Answer {
+        /// Index of the request.
+        request: u32,
+        /// Where the answer is.
         chunk: Chunk,
     },
     /// A task awaits it.
@@ -111,6 +121,7 @@ pub(crate) fn plain_op(kind: OpKind, file: u16, offset: u64, length: u64) -> Op 
     Op {
         id: 0,
         kind,
+        fast: false,
         file,
         offset,
         length,

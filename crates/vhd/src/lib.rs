@@ -22,6 +22,7 @@ mod open_blocks;
 pub mod record;
 mod request;
 mod staging;
+mod status;
 
 pub use chain::Want;
 pub use create::CreateSpec;

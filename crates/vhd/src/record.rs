@@ -25,7 +25,7 @@ pub enum RequestKind {
     Discard = 3,
     /// Make sectors read as zeros.
     WriteZeroes = 4,
-    /// Report which sectors are allocated (front ends that offer block status).
+    /// Describe sectors by [`StatusExtent`]s, which go to the buffer.
     BlockStatus = 5,
 }
 
@@ -53,9 +53,17 @@ pub const FRONT_END_CLOSED: u8 = 255;
 pub const FLAG_FUA: u8 = 1;
 /// Request flag: write zeroes without giving the space back (NBD `NBD_CMD_FLAG_NO_HOLE`).
 pub const FLAG_NO_HOLE: u8 = 2;
-/// Request flag: fail with `ENOTSUP` rather than write zeroes slowly (NBD `NBD_CMD_FLAG_FAST_ZERO`). Servers don't offer it
-/// yet, and the engine does not look at it.
+/// Request flag: fail with `EOPNOTSUPP` rather than write zeroes slowly (NBD `NBD_CMD_FLAG_FAST_ZERO`).
 pub const FLAG_FAST_ZERO: u8 = 4;
+/// Request flag: describe only the first extent (NBD `NBD_CMD_FLAG_REQ_ONE`).
+pub const FLAG_REQ_ONE: u8 = 8;
+
+/// Flag of a [`StatusExtent`]: the sectors take no space in any file (NBD `NBD_STATE_HOLE`).
+pub const STATUS_HOLE: u32 = 1;
+/// Flag of a [`StatusExtent`]: the sectors read as zeros (NBD `NBD_STATE_ZERO`).
+pub const STATUS_ZERO: u32 = 2;
+/// Most extents in the answer to one request.
+pub const MAX_STATUS_EXTENTS: u32 = 4096;
 
 /// Words in a [`TdRequest`].
 pub const TD_REQUEST_WORDS: usize = 8;
@@ -65,6 +73,8 @@ pub const FINISHED_WORDS: usize = 2;
 pub const OP_WORDS: usize = 12;
 /// Words in a [`Completion`].
 pub const COMPLETION_WORDS: usize = 2;
+/// Words in a [`StatusExtent`].
+pub const STATUS_EXTENT_WORDS: usize = 2;
 /// Words in a [`FrontEndRequest`].
 pub const FRONT_END_REQUEST_WORDS: usize = 32;
 /// Words in a [`Response`].
@@ -101,7 +111,7 @@ pub struct TdRequest {
     pub sectors: u32,
     /// Memory region of the data.
     pub region: u32,
-    /// Byte offset of the data in its region.
+    /// Byte offset of the data in its region. A block status request has room there for [`max_status_extents`].
     pub buffer: u32,
 }
 
@@ -141,7 +151,7 @@ impl TdRequest {
 pub struct Finished {
     /// The request's tag.
     pub tag: u32,
-    /// 0, or a negative errno value.
+    /// 0, or a negative errno value. Of a block status request: the number of extents in its buffer, at least 1.
     pub status: i32,
 }
 
@@ -151,6 +161,44 @@ impl Finished {
     pub fn encode(&self) -> [u32; FINISHED_WORDS] {
         [self.tag, self.status.cast_unsigned()]
     }
+}
+
+/// What is known of neighbouring sectors. The extents in the answer to a block status request begin with the request's first
+/// sector, each begins where the one before ends, and they may describe less than was asked for.
+///
+/// Words: sectors, flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StatusExtent {
+    /// Number of sectors, at least 1.
+    pub sectors: u32,
+    /// [`STATUS_HOLE`] and [`STATUS_ZERO`], or 0: data.
+    pub flags: u32,
+}
+
+impl StatusExtent {
+    /// Bytes of the record.
+    pub const BYTES: u32 = STATUS_EXTENT_WORDS as u32 * 4;
+
+    /// Reads an extent from its record.
+    #[must_use]
+    pub fn decode(words: &[u32; STATUS_EXTENT_WORDS]) -> Self {
+        Self {
+            sectors: words[0],
+            flags: words[1],
+        }
+    }
+
+    /// Writes an extent as its record.
+    #[must_use]
+    pub fn encode(&self) -> [u32; STATUS_EXTENT_WORDS] {
+        [self.sectors, self.flags]
+    }
+}
+
+/// Most extents that the answer to a block status request of so many sectors can have.
+#[must_use]
+pub fn max_status_extents(sectors: u32) -> u32 {
+    sectors.min(MAX_STATUS_EXTENTS)
 }
 
 /// What an [`Op`] does to a file.
@@ -173,6 +221,11 @@ pub enum OpKind {
     CopyRange = 6,
     /// Make `length` bytes of the buffer zero; touches no file. Result: 0.
     ZeroBuffer = 7,
+    /// Copy `length` bytes at `source_offset` of the staging area into the buffer; touches no file. Result: 0.
+    CopyToBuffer = 8,
+    /// Tell whether there are data or a hole at `offset`, and how far, at most `length` bytes. Result: sectors << 1, plus 1
+    /// for a hole.
+    SeekHole = 9,
 }
 
 impl OpKind {
@@ -188,20 +241,27 @@ impl OpKind {
             5 => Self::Truncate,
             6 => Self::CopyRange,
             7 => Self::ZeroBuffer,
+            8 => Self::CopyToBuffer,
+            9 => Self::SeekHole,
             _ => return None,
         })
     }
 }
 
+/// Where [`Op::fast`] is in its word.
+const OP_FAST: u32 = 1 << 8;
+
 /// One file operation of an I/O plan: the only way in which anything of this project touches a file.
 ///
-/// Words: id, kind | file << 16, offset (2), length (2), region, buffer, source offset (2), source file, 0.
+/// Words: id, kind | fast << 8 | file << 16, offset (2), length (2), region, buffer, source offset (2), source file, 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Op {
     /// The engine's number for the operation; comes back in [`Completion`].
     pub id: u32,
     /// What to do.
     pub kind: OpKind,
+    /// Fail with `EOPNOTSUPP` rather than write zeros ([`OpKind::WriteZeroes`], [`OpKind::PunchHole`]).
+    pub fast: bool,
     /// The host's number of the file.
     pub file: u16,
     /// Byte offset in the file; the new size for [`OpKind::Truncate`].
@@ -212,7 +272,7 @@ pub struct Op {
     pub region: u32,
     /// Byte offset of the data in its region.
     pub buffer: u32,
-    /// Byte offset in the source file ([`OpKind::CopyRange`]).
+    /// Byte offset in the source file ([`OpKind::CopyRange`]) or in the staging area ([`OpKind::CopyToBuffer`]).
     pub source_offset: u64,
     /// The host's number of the source file ([`OpKind::CopyRange`]).
     pub source_file: u16,
@@ -225,6 +285,7 @@ impl Op {
         Some(Self {
             id: words[0],
             kind: OpKind::from_raw((words[1] & 0xff) as u8)?,
+            fast: words[1] & OP_FAST != 0,
             file: (words[1] >> 16) as u16,
             offset: join(words[2], words[3]),
             length: join(words[4], words[5]),
@@ -240,7 +301,7 @@ impl Op {
     pub fn encode(&self) -> [u32; OP_WORDS] {
         [
             self.id,
-            self.kind as u32 | u32::from(self.file) << 16,
+            self.kind as u32 | if self.fast { OP_FAST } else { 0 } | u32::from(self.file) << 16,
             lo(self.offset),
             hi(self.offset),
             lo(self.length),
@@ -260,8 +321,8 @@ impl Op {
 pub struct Completion {
     /// The operation's id.
     pub id: u32,
-    /// Bytes moved by a read, write or copy (fewer than asked only at the end of the file), 0 for the other kinds, or a
-    /// negative errno value.
+    /// Bytes moved by a read, write or copy (fewer than asked only at the end of the file), what its kind says for the others,
+    /// or a negative errno value.
     pub result: i32,
 }
 
@@ -314,7 +375,7 @@ pub struct FrontEndRequest {
     pub sectors: u32,
     /// Memory region of the data.
     pub region: u32,
-    /// The data, in order.
+    /// The data, in order. A block status request has one, with all of its sectors: where the extents go.
     pub segments: [Segment; MAX_SEGMENTS],
     /// How many of `segments` count.
     pub nr_segments: u8,
@@ -352,7 +413,7 @@ pub struct Response {
     pub slot: u32,
     /// 0, or a negative errno value.
     pub status: i32,
-    /// Bytes that the host put into the request's buffer (block status), else 0.
+    /// [`StatusExtent`]s in the request's buffer (block status), else 0.
     pub payload: u32,
 }
 

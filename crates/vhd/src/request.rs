@@ -1,6 +1,7 @@
 //! Requests in the engine: what is known of one while its parts are on their way.
 
 use crate::record::RequestKind;
+use crate::status::Description;
 
 /// A request that was taken on.
 #[derive(Debug)]
@@ -17,6 +18,8 @@ pub(crate) struct Request {
     pub(crate) parts: u32,
     /// 0, or the first error, a negative errno value.
     pub(crate) status: i32,
+    /// What a block status request has found out.
+    pub(crate) description: Option<Box<Description>>,
 }
 
 /// A contiguous part of a request, to be looked up in one image of the chain.

@@ -7,7 +7,7 @@ use support::Host;
 use support::images::{self, Parent, Spec, uuid};
 use vhd::format::footer::DiskType;
 use vhd::format::uuid::Uuid;
-use vhd::record::{FLAG_FUA, FLAG_NO_HOLE, OpKind, RequestKind};
+use vhd::record::{FLAG_FAST_ZERO, FLAG_FUA, FLAG_NO_HOLE, OpKind, RequestKind};
 use vhd::{CreateSpec, Driver};
 
 const SLOT_SECTORS: u32 = 64;
@@ -470,6 +470,37 @@ fn released_blocks_give_their_space_back_and_are_used_again() {
         created(DiskType::Dynamic, 1 << 20, 64 << 10).len()
     );
     assert!(host.read_disk(2048).iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn zeroes_are_refused_that_would_have_to_be_fast_and_are_not() {
+    let mut host = Host::new(vec![created(DiskType::Dynamic, 1 << 20, 64 << 10)], 1 << 20);
+    host.open(Driver::Vhd, false).expect("the image opens");
+    host.guest.fill(7);
+    assert_eq!(host.request(RequestKind::Write, 0, 512, 0), 0);
+    // A file system that can do nothing but write.
+    host.fault = Some(Box::new(|op| op.fast.then_some(-95)));
+    let mut zero = |flags, sector, sectors| {
+        host.submit(1, RequestKind::WriteZeroes, flags, sector, sectors, 0);
+        host.settle();
+        host.finished.pop_front().map(|finished| finished.status)
+    };
+    // What is nowhere, or leaves the BAT, takes no writing.
+    assert_eq!(zero(FLAG_FAST_ZERO, 1024, 100), Some(0));
+    assert_eq!(zero(FLAG_FAST_ZERO, 128, 256), Some(0));
+    assert_eq!(zero(FLAG_FAST_ZERO, 1, 100), Some(-95));
+    assert_eq!(zero(FLAG_FAST_ZERO | FLAG_NO_HOLE, 0, 128), Some(-95));
+    assert_eq!(zero(0, 400, 100), Some(0));
+    assert_eq!(zero(FLAG_NO_HOLE, 500, 12), Some(0));
+    let disk = host.read_disk(2048);
+    let expected = |sector| {
+        if sector < 128 || (384..400).contains(&sector) {
+            7
+        } else {
+            0
+        }
+    };
+    assert!((0..2048).all(|sector| disk[sector * 512] == expected(sector)));
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::os::fd::RawFd;
 
+use vhd::record::SECTOR;
+
 use super::FileCall;
 use crate::error::last_errno;
 
@@ -53,6 +55,7 @@ pub unsafe fn execute(call: &FileCall) -> i32 {
             // SAFETY: no memory is concerned.
             done(|| unsafe { libc::ftruncate64(fd, size.cast_signed()) })
         }
+        FileCall::SeekHole { fd, offset, length } => seek_hole(fd, offset, length),
         FileCall::Copy {
             from,
             from_offset,
@@ -114,6 +117,27 @@ fn transferred(mut call: impl FnMut() -> isize) -> i32 {
 
 fn done(mut call: impl FnMut() -> i32) -> i32 {
     transferred(|| call() as isize)
+}
+
+fn seek_hole(fd: RawFd, offset: u64, length: u64) -> i32 {
+    // SAFETY: no memory is concerned.
+    let seek = |whence| match unsafe { libc::lseek64(fd, offset.cast_signed(), whence) } {
+        place @ 0.. => Ok(place.cast_unsigned().saturating_sub(offset)),
+        _ => Err(last_errno()),
+    };
+    let (bytes, hole) = match seek(libc::SEEK_DATA) {
+        // A sector of which a part is data is no hole.
+        Ok(hole) if hole >= SECTOR => (hole, true),
+        Err(error) if error == -libc::ENXIO => (length, true),
+        Ok(data) => match seek(libc::SEEK_HOLE) {
+            Ok(next) => (next.max(data + 1).next_multiple_of(SECTOR), false),
+            Err(error) => return error,
+        },
+        Err(error) if error == -libc::EINVAL || error == -libc::EOPNOTSUPP => (length, false),
+        Err(error) => return error,
+    };
+    // The caller asks for less than 2 GiB.
+    (bytes.min(length) / SECTOR) as i32 * 2 + i32::from(hole)
 }
 
 /// Bytes that are copied at a time where `copy_file_range` isn't possible.

@@ -213,7 +213,9 @@ impl Backend for Uring {
             FileCall::Sync { fd } => opcode::Fsync::new(Fd(fd))
                 .flags(FsyncFlags::DATASYNC)
                 .build(),
-            FileCall::Truncate { .. } | FileCall::Copy { .. } => return self.delegate(token, call),
+            FileCall::Truncate { .. } | FileCall::SeekHole { .. } | FileCall::Copy { .. } => {
+                return self.delegate(token, call);
+            }
         };
         // SAFETY: the caller vouches for memory and descriptor until the event.
         unsafe { self.push(&entry.user_data(token)) };

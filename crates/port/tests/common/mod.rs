@@ -212,6 +212,7 @@ pub fn op(kind: OpKind, file: u16, offset: u64, length: u64) -> Op {
     Op {
         id: 0,
         kind,
+        fast: false,
         file,
         offset,
         length,

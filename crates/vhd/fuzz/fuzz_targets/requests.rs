@@ -10,7 +10,7 @@ use libfuzzer_sys::fuzz_target;
 use support::Host;
 use support::images::{self, Spec, uuid};
 use vhd::Driver;
-use vhd::record::{OpKind, TdRequest};
+use vhd::record::{OpKind, TdRequest, max_status_extents};
 
 const SECTORS: u64 = 256;
 
@@ -78,7 +78,11 @@ fuzz_target!(|input: Input| {
                 buffer,
             } => {
                 // The port refuses what lies outside guest memory; this host has no such check.
-                let fits = u64::from(buffer) + u64::from(sectors) * 512 <= 256 << 10;
+                let needed = match kind {
+                    5 => u64::from(max_status_extents(sectors)) * 8,
+                    _ => u64::from(sectors) * 512,
+                };
+                let fits = u64::from(buffer) + needed <= 256 << 10;
                 let buffer = if fits { buffer } else { u32::MAX };
                 let region = support::GUEST;
                 if fits || kind > 1 {
@@ -101,7 +105,7 @@ fuzz_target!(|input: Input| {
                 sectors,
             } => {
                 let count = u32::from(sectors).min((SECTORS - u64::from(sector)) as u32);
-                let (kind, sector, region) = (kind % 5, u64::from(sector), support::GUEST);
+                let (kind, sector, region) = (kind % 6, u64::from(sector), support::GUEST);
                 host.engine.submit(&TdRequest {
                     tag,
                     kind,

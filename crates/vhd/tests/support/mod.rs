@@ -55,7 +55,7 @@ pub struct Host {
     pub in_flight: Vec<Op>,
     pub fault: Option<Fault>,
     /// Operations that were carried out, by kind.
-    pub counts: [u64; 8],
+    pub counts: [u64; 10],
     pub finished: VecDeque<Finished>,
     /// What a power cut would leave, for tests that ask.
     pub power: Option<power::PowerLog>,
@@ -74,7 +74,7 @@ impl Host {
             guest: vec![0; guest_bytes],
             in_flight: Vec::new(),
             fault: None,
-            counts: [0; 8],
+            counts: [0; 10],
             finished: VecDeque::new(),
             power: None,
         }
@@ -129,6 +129,12 @@ impl Host {
             guest[buffer..buffer + length].fill(0);
             return 0;
         }
+        if op.kind == OpKind::CopyToBuffer {
+            let source = op.source_offset as usize;
+            let target = &mut guest[buffer..buffer + length];
+            engine.with_staging(|bytes| target.copy_from_slice(&bytes[source..source + length]));
+            return 0;
+        }
         let file = &mut files[usize::from(op.file)];
         let mut with_buffer = |action: &mut dyn FnMut(&mut [u8])| match op.region {
             REGION_STAGING => {
@@ -162,7 +168,10 @@ impl Host {
                 0
             }
             OpKind::Sync => 0,
-            OpKind::CopyRange | OpKind::ZeroBuffer => unreachable!("not an operation on one file"),
+            OpKind::SeekHole => seek_hole(file, offset, length),
+            OpKind::CopyRange | OpKind::ZeroBuffer | OpKind::CopyToBuffer => {
+                unreachable!("not an operation on one file")
+            }
         }
     }
 
@@ -271,4 +280,20 @@ impl Host {
         }
         disk
     }
+}
+
+/// A file system that keeps no page of zeros.
+fn seek_hole(file: &[u8], offset: usize, length: usize) -> i32 {
+    const PAGE: usize = 4096;
+    let is_hole = |page: usize| {
+        let bytes = file.get(page * PAGE..).unwrap_or_default();
+        bytes.iter().take(PAGE).all(|byte| *byte == 0)
+    };
+    let hole = is_hole(offset / PAGE);
+    let mut page = offset / PAGE + 1;
+    while page * PAGE < offset + length && is_hole(page) == hole {
+        page += 1;
+    }
+    let bytes = (page * PAGE - offset).min(length);
+    (bytes / 512) as i32 * 2 + i32::from(hole)
 }
