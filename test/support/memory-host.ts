@@ -3,7 +3,7 @@
  * in which order operations end. The twin of `crates/vhd/tests/support` on this side of the module's boundary.
  */
 
-import { Engine, type EngineModule, type OpenedDisk } from "../../ts/engine/engine.ts";
+import { type Answer, Engine, type EngineModule, type OpenedDisk, type Want } from "../../ts/engine/engine.ts";
 import { loadEngineModule } from "../../ts/engine/load-node.ts";
 import {
   completion,
@@ -194,6 +194,13 @@ export class MemoryHost {
     return { file: this.#opened.length - 1, size: file.content.length, blockDevice: false };
   }
 
+  /** Does what opening a disk wants. */
+  #fulfil(want: Want): Answer {
+    if ("close" in want) return { done: {} };
+    if (!("open" in want)) throw new Error(`an unexpected want: ${JSON.stringify(want)}`);
+    return this.#files.has(want.open.path) ? { opened: this.#provide(want.open.path) } : { errno: 2 };
+  }
+
   #runJob(): void {
     this.#step(0, 0);
     for (let steps = 0; this.#engine.jobRunning; steps++) {
@@ -204,8 +211,7 @@ export class MemoryHost {
         this.complete(1, () => 0);
         continue;
       }
-      if ("close" in want) this.#engine.provide({ errno: 0 });
-      else this.#engine.provide(this.#files.has(want.open.path) ? this.#provide(want.open.path) : { errno: 2 });
+      this.#engine.provide(this.#fulfil(want));
       this.#step(0, 0);
     }
   }

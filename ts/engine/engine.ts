@@ -25,6 +25,10 @@ export interface OpenSpec {
   readonly size: number;
   readonly blockDevice: boolean;
   readonly readOnly: boolean;
+  /** Its path without symbolic links, if it is known: names of parents are relative to the folder there. */
+  readonly realPath?: string;
+  /** When it was modified last, Unix time in seconds. */
+  readonly modified?: number;
 }
 
 const areaSchema = z.object({ offset: z.int().nonnegative(), capacity: z.int().positive() });
@@ -57,17 +61,45 @@ export const openedDiskSchema = z.object({
 /** An opened disk, as the open job describes it. */
 export type OpenedDisk = z.infer<typeof openedDiskSchema>;
 
+const accessSchema = z.enum(["inspect", "read", "parent", "merge", "write", "create"]);
+
+/** What a job will do with a file; `crates/vhd/src/wants.rs` says what each means. */
+export type Access = z.infer<typeof accessSchema>;
+
+const fileSchema = z.int().nonnegative();
+
 const wantSchema = z.union([
-  z.object({ open: z.object({ path: z.string(), driver: z.enum(["vhd", "aio"]) }) }),
-  z.object({ close: z.object({ file: z.int().nonnegative() }) }),
-  z.null(),
+  z.object({ open: z.object({ path: z.string(), driver: z.enum(["vhd", "aio"]), access: accessSchema }) }),
+  z.object({ close: z.object({ file: fileSchema }) }),
+  z.object({ rename: z.object({ from: z.string(), to: z.string() }) }),
+  z.object({ remove: z.object({ path: z.string() }) }),
+  z.object({ freeSpace: z.object({ file: fileSchema }) }),
 ]);
 
-/** What a job wants of its host: a file to be opened for reading, or to be closed; null for nothing. */
+/** What a job wants of its host; `crates/vhd/src/wants.rs` says what each means. */
 export type Want = z.infer<typeof wantSchema>;
 
-/** The file that was opened for a want. */
-export type OpenedFile = Pick<OpenSpec, "file" | "size" | "blockDevice">;
+/** A file that was opened for a want. */
+export type OpenedFile = Omit<OpenSpec, "driver" | "path" | "readOnly">;
+
+/** The answer to a want: what it yields, or a positive errno value. */
+export type Answer =
+  | { readonly opened: OpenedFile }
+  | { readonly done: Readonly<Record<never, never>> }
+  | { readonly freeSpace: number }
+  | { readonly errno: number };
+
+const progressSchema = z.object({
+  phase: z.string(),
+  done: z.number().nonnegative(),
+  total: z.number().nonnegative(),
+});
+
+/** How far a job is: what it is at, how much of that is done, and how much it is in all (0: not known). */
+export type Progress = z.infer<typeof progressSchema>;
+
+/** A job and its parameters, as `JobSpec` in `crates/vhd/src/jobs/mod.rs` has them. */
+export type JobDescription = { readonly job: string } & Readonly<Record<string, unknown>>;
 
 const failedJobSchema = z.object({
   error: z.object({
@@ -132,13 +164,29 @@ export class Engine {
     return this.#engine.job() === jobState.running;
   }
 
-  /** What the running job wants of the host. Each want is told once, and answered by {@link provide}. */
-  want(): Want {
-    return wantSchema.parse(JSON.parse(this.#engine.want()));
+  /** Starts a job. */
+  start(job: JobDescription): void {
+    this.#engine.start(JSON.stringify(job));
+    this.records.refresh();
   }
 
-  /** Answers the last want: with the file that was opened, or a positive errno value (0: the file was closed). */
-  provide(answer: OpenedFile | { readonly errno: number }): void {
+  /** How far the job is that was started last. */
+  progress(): Progress {
+    return progressSchema.parse(JSON.parse(this.#engine.progress()));
+  }
+
+  /** Asks the job to stop as soon as it safely can; it fails with `ECANCELED` then. */
+  cancel(): void {
+    this.#engine.cancel();
+  }
+
+  /** What the running job wants of the host, if anything. Each want is told once, and answered by {@link provide}. */
+  want(): Want | null {
+    return wantSchema.nullable().parse(JSON.parse(this.#engine.want()));
+  }
+
+  /** Answers the last want. */
+  provide(answer: Answer): void {
     this.#engine.provide(JSON.stringify(answer));
     this.records.refresh();
   }
@@ -148,7 +196,7 @@ export class Engine {
    * @throws JobError when it failed.
    */
   openedDisk(): OpenedDisk {
-    return openedDiskSchema.parse(this.#jobResult());
+    return openedDiskSchema.parse(this.jobResult());
   }
 
   /**
@@ -156,7 +204,7 @@ export class Engine {
    * @throws JobError when it failed.
    */
   checkClosed(): void {
-    this.#jobResult();
+    this.jobResult();
   }
 
   /**
@@ -174,7 +222,11 @@ export class Engine {
     return this.#engine.pending();
   }
 
-  #jobResult(): unknown {
+  /**
+   * What the job that was started last yielded, once it is over.
+   * @throws JobError when it failed.
+   */
+  jobResult(): unknown {
     const result: unknown = JSON.parse(this.#engine.job_result());
     if (this.#engine.job() === jobState.failed) {
       throw new JobError(failedJobSchema.parse(result).error);

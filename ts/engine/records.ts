@@ -44,6 +44,7 @@ export const opKind = {
   zeroBuffer: 7,
   copyToBuffer: 8,
   seekHole: 9,
+  dataMap: 10,
 } as const;
 
 /** Words of a request as a front end pulled it; pairs of buffer and sectors follow from `segments` on. */

@@ -1,4 +1,5 @@
-import { Engine, type EngineModule, type OpenedDisk, type OpenedFile, type Want } from "../engine/engine.ts";
+import { Engine, type EngineModule, type OpenedDisk } from "../engine/engine.ts";
+import { HostFiles } from "../host/files.ts";
 import { DataPlane } from "./data-plane.ts";
 import { errnoOf, messageOf } from "./errors.ts";
 import type { Control, DiskOptions, Report } from "./messages.ts";
@@ -26,7 +27,7 @@ export class Disk {
   readonly #vbd: Vbd;
   readonly #plane: DataPlane;
   readonly #frontEnds = new Set<number>();
-  readonly #files = new Set<number>();
+  readonly #files: HostFiles;
   #closing = false;
 
   constructor(
@@ -38,6 +39,7 @@ export class Disk {
     this.#options = options;
     this.#report = report;
     this.#port = new PortClass({ backend: options.backend, pollMicroseconds: options.pollMicroseconds });
+    this.#files = new HostFiles(this.#port, options.direct);
     this.#engine = new Engine(engineModule, options.bitmapCacheBytes);
     this.#port.layout(this.#engine.records.layout);
     this.#vbd = new Vbd(this.#engine.records, (frontEnd) => this.#frontEndClosed(frontEnd));
@@ -80,9 +82,7 @@ export class Disk {
       this.#plane.turn(DRAIN_STEP_MS);
     }
     this.#closeImages();
-    for (const file of this.#files) {
-      this.#closeFile(file);
-    }
+    this.#files.closeAll();
     this.#port.close();
     this.#report({ kind: "closed" });
   }
@@ -111,21 +111,10 @@ export class Disk {
   #openStack(): OpenedDisk {
     const [image] = this.#options.stack;
     const { readOnly } = this.#options;
-    const file = this.#openFile(image.name, !readOnly);
+    const file = this.#files.open(image.name, readOnly ? "read" : "write");
     this.#engine.open({ driver: image.driver, path: image.name, readOnly, ...file });
     this.#runJob();
     return this.#engine.openedDisk();
-  }
-
-  #openFile(path: string, write: boolean): OpenedFile {
-    const { file, size, blockDevice } = this.#port.openFile(path, { write, direct: this.#options.direct, lock: true });
-    this.#files.add(file);
-    return { file, size, blockDevice };
-  }
-
-  #closeFile(file: number): void {
-    this.#files.delete(file);
-    this.#port.closeFile(file);
   }
 
   #runJob(): void {
@@ -136,22 +125,9 @@ export class Disk {
       if (want === null) {
         this.#plane.turn();
       } else {
-        this.#engine.provide(this.#fulfil(want));
+        this.#engine.provide(this.#files.fulfil(want));
         this.#plane.turn(0);
       }
-    }
-  }
-
-  /** Does what a job wants, and yields the answer. */
-  #fulfil(want: NonNullable<Want>): OpenedFile | { errno: number } {
-    if ("close" in want) {
-      this.#closeFile(want.close.file);
-      return { errno: 0 };
-    }
-    try {
-      return this.#openFile(want.open.path, false);
-    } catch (error) {
-      return { errno: errnoOf(error) };
     }
   }
 

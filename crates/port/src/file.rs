@@ -14,10 +14,31 @@ pub struct OpenOptions {
     pub write: bool,
     /// With direct I/O (`O_DIRECT`), where the file system has it.
     pub direct: bool,
-    /// Hold a lock on the file: shared, or exclusive when opened for writing.
-    pub lock: bool,
+    /// The lock that is held on the file.
+    pub lock: Lock,
     /// Create the file if there is none.
     pub create: bool,
+    /// With `create`: a file that exists already is an error.
+    pub exclusive: bool,
+}
+
+/// A lock on a file. It keeps those out that would be in the way, in this process and others.
+///
+/// The lock's first byte stands for what whoever reads the whole image sees, the others for what its children see: so
+/// an image can be merged into its parent, or a footer be changed, while the parent is read through its children.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Lock {
+    /// None: others may be writing.
+    #[default]
+    None,
+    /// Keeps all writers out.
+    Read,
+    /// Keeps those out that write what children see.
+    Parent,
+    /// For writing what children don't see: keeps other writers out, and those who read more than children do.
+    Merge,
+    /// Keeps everybody out.
+    Write,
 }
 
 /// An open regular file or block device.
@@ -51,7 +72,11 @@ impl File {
         } else {
             libc::O_RDONLY
         };
-        let create = if options.create { libc::O_CREAT } else { 0 };
+        let create = match (options.create, options.exclusive) {
+            (false, _) => 0,
+            (true, false) => libc::O_CREAT,
+            (true, true) => libc::O_CREAT | libc::O_EXCL,
+        };
         // O_NONBLOCK keeps a FIFO from blocking the call until it is refused below.
         let buffered = open(&name, access | create | libc::O_NONBLOCK | libc::O_NOCTTY)
             .map_err(|error| what("can't be opened", &error))?;
@@ -72,8 +97,8 @@ impl File {
         // SAFETY: F_SETFL takes flags and no pointer.
         check(unsafe { libc::fcntl(buffered.as_raw_fd(), libc::F_SETFL, access) })
             .map_err(|error| what("can't be set up", &error))?;
-        if options.lock {
-            lock(&buffered, options.write).map_err(|error| match error.raw_os_error() {
+        if options.lock != Lock::None {
+            lock(&buffered, options.lock).map_err(|error| match error.raw_os_error() {
                 Some(libc::EAGAIN | libc::EACCES) => Error::new(
                     libc::EBUSY,
                     format!("{path} is in use by another process (lock held)"),
@@ -201,16 +226,22 @@ fn fstat(fd: &OwnedFd) -> io::Result<libc::stat> {
     Ok(unsafe { status.assume_init() })
 }
 
-/// A lock on the whole file that belongs to the open file description: it conflicts with those of other opens in this
-/// process as well, and isn't lost when some other descriptor of the file is closed.
-fn lock(fd: &OwnedFd, exclusive: bool) -> io::Result<()> {
-    // SAFETY: all-zero bytes are a valid `flock`: from the start to the end of the file.
+/// A lock that belongs to the open file description: it conflicts with those of other opens in this process as well, and
+/// isn't lost when some other descriptor of the file is closed.
+fn lock(fd: &OwnedFd, wanted: Lock) -> io::Result<()> {
+    // Length 0 is up to the end of the file, wherever that is.
+    let (kind, start, length) = match wanted {
+        Lock::None => return Ok(()),
+        Lock::Read => (libc::F_RDLCK, 0, 0),
+        Lock::Parent => (libc::F_RDLCK, 1, 0),
+        Lock::Merge => (libc::F_WRLCK, 0, 1),
+        Lock::Write => (libc::F_WRLCK, 0, 0),
+    };
+    // SAFETY: all-zero bytes are a valid `flock`.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    lock.l_type = if exclusive {
-        libc::F_WRLCK
-    } else {
-        libc::F_RDLCK
-    } as libc::c_short;
+    lock.l_type = kind as libc::c_short;
+    lock.l_start = start;
+    lock.l_len = length;
     lock.l_whence = libc::SEEK_SET as libc::c_short;
     // SAFETY: F_OFD_SETLK reads a `flock`.
     check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) }).map(drop)

@@ -32,7 +32,7 @@ use napi_derive::napi;
 
 use batch::Layout;
 use error::Error;
-use file::OpenOptions;
+use file::{Lock, OpenOptions};
 use hot::Shared;
 use nbd::NbdOptions;
 use reactor::{BackendKind, Options, Reactor};
@@ -64,10 +64,14 @@ pub struct OpenFileOptions {
     pub write: bool,
     /// With direct I/O, where the file system has it.
     pub direct: bool,
-    /// Hold a lock on the file: shared, or exclusive when opened for writing.
-    pub lock: bool,
+    /// The lock that is held on the file: `read` keeps all writers out, `parent` those who write what an image's children
+    /// see, `merge` is for writing what children don't see, and `write` keeps everybody out.
+    #[napi(ts_type = "'none' | 'read' | 'parent' | 'merge' | 'write'")]
+    pub lock: String,
     /// Create the file if there is none.
     pub create: Option<bool>,
+    /// With `create`: a file that exists already is an error.
+    pub exclusive: Option<bool>,
 }
 
 /// An open file.
@@ -184,11 +188,22 @@ impl Port {
     /// Opens a file or block device. Errors have the errno's name as `code`, `EBUSY` when somebody holds a lock.
     #[napi]
     pub fn open_file(&self, path: String, options: OpenFileOptions) -> Result<OpenedFile> {
+        let lock = match options.lock.as_str() {
+            "none" => Lock::None,
+            "read" => Lock::Read,
+            "parent" => Lock::Parent,
+            "merge" => Lock::Merge,
+            "write" => Lock::Write,
+            other => {
+                return Err(Error::new(libc::EINVAL, format!("there is no lock {other:?}")).into());
+            }
+        };
         let options = OpenOptions {
             write: options.write,
             direct: options.direct,
-            lock: options.lock,
+            lock,
             create: options.create.unwrap_or(false),
+            exclusive: options.exclusive.unwrap_or(false),
         };
         self.with(|reactor| {
             let (number, file) = reactor.open_file(&path, options)?;

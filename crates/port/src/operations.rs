@@ -12,7 +12,7 @@
 
 use std::collections::VecDeque;
 
-use vhd::record::{Completion, OP_WORDS, Op, OpKind, REGION_STAGING};
+use vhd::record::{Completion, MAX_DATA_MAP, OP_WORDS, Op, OpKind, REGION_STAGING};
 
 use crate::backend::{Backend, FileCall};
 use crate::batch::Batch;
@@ -100,8 +100,16 @@ enum Memory {
 #[derive(Debug)]
 struct Done {
     completion: Completion,
-    /// What was read into staging, and where it goes.
-    read: Option<(Block, u32)>,
+    /// What goes into staging when the completion is reported.
+    read: Option<StagedRead>,
+}
+
+/// Bytes at the start of a block, and where in staging they go.
+#[derive(Debug)]
+struct StagedRead {
+    block: Block,
+    length: usize,
+    offset: u32,
 }
 
 impl Operations {
@@ -194,9 +202,13 @@ impl Operations {
             else {
                 break;
             };
-            if let Some((block, offset)) = read {
-                let length = u64::from(completion.result.unsigned_abs());
-                match batch.staging(offset, length) {
+            if let Some(StagedRead {
+                block,
+                length,
+                offset,
+            }) = read
+            {
+                match batch.staging(offset, length as u64) {
                     Some(staging) => {
                         // SAFETY: the block is at least as long as what was read into it, and the read is over.
                         let bytes =
@@ -244,6 +256,20 @@ impl Operations {
             OpKind::Read | OpKind::Write => {
                 flight.stage = Stage::Transfer;
                 (flight.memory, flight.data) = self.memory(&op, batch, regions)?;
+            }
+            OpKind::DataMap => {
+                flight.stage = Stage::Transfer;
+                if op.region != REGION_STAGING
+                    || batch
+                        .staging(op.buffer, map_bytes(op.length) as u64)
+                        .is_none()
+                {
+                    return Err(-libc::EFAULT);
+                }
+                // The data come into the block, and the map takes their place when they are there.
+                let block = self.blocks.take(op.length as usize);
+                flight.data = block.as_ptr();
+                flight.memory = Memory::Staging(block);
             }
             OpKind::WriteZeroes => flight.stage = Stage::Allocate(libc::FALLOC_FL_ZERO_RANGE),
             OpKind::PunchHole => {
@@ -464,7 +490,25 @@ impl Operations {
         let mut read = None;
         match std::mem::replace(&mut flight.memory, Memory::None) {
             Memory::Staging(block) if op.kind == OpKind::Read && result > 0 => {
-                read = Some((block, op.buffer))
+                read = Some(StagedRead {
+                    block,
+                    length: result.unsigned_abs() as usize,
+                    offset: op.buffer,
+                });
+            }
+            Memory::Staging(block) if op.kind == OpKind::DataMap && result >= 0 => {
+                // SAFETY: so many bytes were read into the block, and the read is over.
+                let data = unsafe {
+                    std::slice::from_raw_parts(block.as_ptr(), result.unsigned_abs() as usize)
+                };
+                let map = data_map(data, map_bytes(op.length));
+                // SAFETY: a block is never smaller than the map of the largest operation, and nobody else uses it.
+                unsafe { block.as_ptr().copy_from(map.as_ptr(), map.len()) };
+                read = Some(StagedRead {
+                    block,
+                    length: map.len(),
+                    offset: op.buffer,
+                });
             }
             memory => {
                 if let Memory::Aligned(block, _, to) = &memory
@@ -509,6 +553,7 @@ fn check(op: &Op) -> Result<(), i32> {
     };
     let valid = match op.kind {
         OpKind::Sync | OpKind::ZeroBuffer | OpKind::CopyToBuffer => true,
+        OpKind::DataMap => end(op.offset).is_some() && op.length <= MAX_DATA_MAP,
         OpKind::Truncate => i64::try_from(op.offset).is_ok(),
         OpKind::WriteZeroes | OpKind::PunchHole => end(op.offset).is_some(),
         OpKind::Read | OpKind::Write | OpKind::SeekHole => {
@@ -524,6 +569,24 @@ fn check(op: &Op) -> Result<(), i32> {
     };
     if valid { Ok(()) } else { Err(-libc::EINVAL) }
 }
+
+/// Bytes of the map of so many bytes of data: a bit for each sector.
+fn map_bytes(data: u64) -> usize {
+    data.div_ceil(512 * 8) as usize
+}
+
+/// The map of data (see [`OpKind::DataMap`]) in so many bytes.
+fn data_map(data: &[u8], bytes: usize) -> Vec<u8> {
+    let mut map = vec![0; bytes];
+    for (index, sector) in data.chunks(512).enumerate() {
+        if sector.iter().any(|byte| *byte != 0) {
+            map[index / 8] |= 0x80 >> (index % 8);
+        }
+    }
+    map
+}
+
+const _: () = assert!(MAX_DATA_MAP / 512 / 8 <= crate::blocks::ALIGNMENT as u64);
 
 fn zero_buffer(op: &Op, batch: &mut Batch<'_>, regions: &Regions) -> i32 {
     if op.region == REGION_STAGING {
@@ -583,6 +646,7 @@ impl Flight {
             OpKind::Write | OpKind::CopyRange => true,
             OpKind::WriteZeroes | OpKind::PunchHole => self.stage == Stage::Zeros,
             OpKind::Read
+            | OpKind::DataMap
             | OpKind::Sync
             | OpKind::Truncate
             | OpKind::SeekHole
@@ -626,7 +690,7 @@ impl Flight {
         let buffer = self.data.wrapping_add(self.in_memory());
         let buffered = file.buffered();
         match (self.stage, self.op.kind) {
-            (Stage::Transfer, OpKind::Read) => FileCall::Read {
+            (Stage::Transfer, OpKind::Read | OpKind::DataMap) => FileCall::Read {
                 fd,
                 buffer,
                 length: length as usize,
@@ -694,7 +758,7 @@ impl Flight {
     }
 
     fn transferred(&mut self, result: i32) -> Next {
-        let is_read = self.op.kind == OpKind::Read;
+        let is_read = matches!(self.op.kind, OpKind::Read | OpKind::DataMap);
         match result {
             // Nothing at all is written only when something is badly wrong.
             0 if !is_read => return Next::Finished(-libc::EIO),

@@ -20,6 +20,7 @@ on_both! {
     more_operations_than_entries
     zeros_holes_and_sizes
     copies
+    maps_data
     agrees_with_a_model_buffered
     agrees_with_a_model_direct
     wakes_from_another_thread
@@ -267,6 +268,35 @@ fn copies(backend: BackendKind) {
         assert!(copied[..10] == bytes[(3 << 20) - 10..]);
     }
     std::fs::remove_file(shm).unwrap();
+}
+
+fn maps_data(backend: BackendKind) {
+    let mut bytes = vec![0; 20_000];
+    for at in [511, 512, 3 * 512 + 7, 19_999] {
+        bytes[at] = 1;
+    }
+    let file = TempFile::with(&bytes);
+    for options in [READ_WRITE, DIRECT] {
+        let mut host = Host::new(backend);
+        let number = host.open(file.path(), options);
+        let map = |offset, length| op(OpKind::DataMap, number, offset, length);
+        host.staging(0, 512).fill(0xff);
+        assert_eq!(host.run_one(map(0, 2 << 20)), 20_000);
+        let mut expected = vec![0; 512];
+        expected[0] = 0b1101_0000;
+        expected[39 / 8] = 1;
+        assert_eq!(host.staging(0, 512), expected);
+        // What is behind the end has no data.
+        host.staging(0, 2).fill(0xff);
+        assert_eq!(host.run_one(map(1 << 30, 8192)), 0);
+        assert_eq!(host.staging(0, 2), [0, 0]);
+        assert_eq!(host.run_one(map(0, (2 << 20) + 1)), -libc::EINVAL);
+        let outside = Op {
+            buffer: STAGING - 511,
+            ..map(0, 2 << 20)
+        };
+        assert_eq!(host.run_one(outside), -libc::EFAULT);
+    }
 }
 
 fn agrees_with_a_model_buffered(backend: BackendKind) {

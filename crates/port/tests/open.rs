@@ -5,19 +5,21 @@ mod common;
 use std::ffi::CString;
 
 use common::{DIRECT, Host, READ_WRITE, TempFile, on_both, op, read, write};
-use port::file::{File, OpenOptions};
+use port::file::{File, Lock, OpenOptions};
 use port::reactor::BackendKind;
 use vhd::record::OpKind;
 
 const LOCKED: OpenOptions = OpenOptions {
     write: true,
     direct: false,
-    lock: true,
+    lock: Lock::Write,
     create: false,
+    exclusive: false,
 };
 
 on_both! {
     locks_conflict
+    an_image_can_be_merged_under_its_children
     a_full_disk
     a_size_limit
     files_have_numbers
@@ -68,7 +70,7 @@ fn what_is_known_of_a_file() {
 fn locks_conflict(backend: BackendKind) {
     let file = TempFile::with(&[1; 512]);
     let shared = OpenOptions {
-        lock: true,
+        lock: Lock::Read,
         ..OpenOptions::default()
     };
     let (mut one, mut other) = (Host::new(backend), Host::new(backend));
@@ -101,6 +103,58 @@ fn locks_conflict(backend: BackendKind) {
     assert_eq!(error.errno(), libc::EBUSY);
     drop(other);
     assert!(one.reactor.open_file(file.path(), LOCKED).is_err());
+}
+
+fn an_image_can_be_merged_under_its_children(backend: BackendKind) {
+    let file = TempFile::with(&[1; 512]);
+    let locked = |lock| OpenOptions {
+        write: matches!(lock, Lock::Merge | Lock::Write),
+        lock,
+        ..OpenOptions::default()
+    };
+    // Which locks can be held beside which.
+    let cases = [
+        (
+            Lock::Parent,
+            vec![Lock::None, Lock::Read, Lock::Parent, Lock::Merge],
+        ),
+        (Lock::Merge, vec![Lock::None, Lock::Parent]),
+        (Lock::Read, vec![Lock::None, Lock::Read, Lock::Parent]),
+        (Lock::Write, vec![Lock::None]),
+    ];
+    for (held, beside) in cases {
+        let (mut one, mut other) = (Host::new(backend), Host::new(backend));
+        one.open(file.path(), locked(held));
+        for lock in [
+            Lock::None,
+            Lock::Read,
+            Lock::Parent,
+            Lock::Merge,
+            Lock::Write,
+        ] {
+            let opened = other.reactor.open_file(file.path(), locked(lock));
+            let number = opened.map(|(number, _)| number);
+            assert_eq!(
+                number.is_ok(),
+                beside.contains(&lock),
+                "{held:?} and {lock:?}"
+            );
+            if let Ok(number) = number {
+                other.reactor.close_file(number.into()).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_new_file_must_be_new() {
+    let file = TempFile::new();
+    let new = OpenOptions {
+        exclusive: true,
+        ..READ_WRITE
+    };
+    File::open(file.path(), new).unwrap();
+    assert_eq!(errno(file.path(), new), libc::EEXIST);
 }
 
 /// A file system of 1 MiB, gone when dropped.

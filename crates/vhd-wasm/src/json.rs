@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use vhd::record;
-use vhd::{Driver, FileSpec, ImageInfo, Job, Want};
+use vhd::{Access, Answer, Driver, FileSpec, ImageInfo, Job, JobSpec, OpenedFile, Outcome, Want};
 
 #[derive(Serialize)]
 pub(crate) struct Place {
@@ -55,42 +55,81 @@ impl Default for RecordWords {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 struct OpenJob {
-    driver: DriverName,
+    driver: Driver,
     path: String,
+    read_only: bool,
+    #[serde(flatten)]
+    opened: OpenedJson,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct OpenedJson {
     file: u16,
     size: u64,
     block_device: bool,
-    read_only: bool,
+    #[serde(default)]
+    real_path: String,
+    #[serde(default)]
+    modified: u64,
 }
 
-#[derive(Clone, Copy, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum DriverName {
-    Vhd,
-    Aio,
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
+enum WantJson {
+    Open {
+        path: String,
+        driver: Driver,
+        access: AccessName,
+    },
+    Close {
+        file: u16,
+    },
+    Rename {
+        from: String,
+        to: String,
+    },
+    Remove {
+        path: String,
+    },
+    FreeSpace {
+        file: u16,
+    },
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-enum WantJson {
-    Open { path: String, driver: DriverName },
-    Close { file: u16 },
+enum AccessName {
+    Inspect,
+    Read,
+    Parent,
+    Merge,
+    Write,
+    Create,
+}
+
+impl From<Access> for AccessName {
+    fn from(access: Access) -> Self {
+        match access {
+            Access::Inspect => Self::Inspect,
+            Access::Read => Self::Read,
+            Access::Parent => Self::Parent,
+            Access::Merge => Self::Merge,
+            Access::Write => Self::Write,
+            Access::Create => Self::Create,
+        }
+    }
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
-enum Answer {
-    #[serde(rename_all = "camelCase")]
-    Opened {
-        file: u16,
-        size: u64,
-        block_device: bool,
-    },
-    Failed {
-        errno: i32,
-    },
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+enum AnswerJson {
+    Opened(OpenedJson),
+    Done {},
+    FreeSpace(u64),
+    Errno(i32),
 }
 
 #[derive(Serialize)]
@@ -137,29 +176,41 @@ pub(crate) fn to_string(value: &impl Serialize) -> String {
 pub(crate) fn file_spec(json: &str) -> Result<FileSpec, String> {
     let job: OpenJob = serde_json::from_str(json).map_err(|error| error.to_string())?;
     Ok(FileSpec {
-        driver: match job.driver {
-            DriverName::Vhd => Driver::Vhd,
-            DriverName::Aio => Driver::Aio,
-        },
+        driver: job.driver,
         path: job.path,
-        file: job.file,
-        size: job.size,
-        block_device: job.block_device,
+        file: job.opened.file,
+        size: job.opened.size,
+        block_device: job.opened.block_device,
         read_only: job.read_only,
+        real_path: job.opened.real_path,
+        modified: job.opened.modified,
     })
+}
+
+/// The job that JSON describes.
+///
+/// # Errors
+/// What is wrong with the description.
+pub(crate) fn job_spec(json: &str) -> Result<JobSpec, String> {
+    serde_json::from_str(json).map_err(|error| error.to_string())
 }
 
 /// The JSON of a want, `null` if there is none.
 pub(crate) fn want(want: Option<Want>) -> String {
     to_string(&want.map(|want| match want {
-        Want::Open { path, driver } => WantJson::Open {
+        Want::Open {
             path,
-            driver: match driver {
-                Driver::Vhd => DriverName::Vhd,
-                Driver::Aio => DriverName::Aio,
-            },
+            driver,
+            access,
+        } => WantJson::Open {
+            path,
+            driver,
+            access: access.into(),
         },
         Want::Close { file } => WantJson::Close { file },
+        Want::Rename { from, to } => WantJson::Rename { from, to },
+        Want::Remove { path } => WantJson::Remove { path },
+        Want::FreeSpace { file } => WantJson::FreeSpace { file },
     }))
 }
 
@@ -167,31 +218,28 @@ pub(crate) fn want(want: Option<Want>) -> String {
 ///
 /// # Errors
 /// What is wrong with it.
-pub(crate) fn answer(json: &str) -> Result<Result<FileSpec, i32>, String> {
-    Ok(
-        match serde_json::from_str(json).map_err(|error| error.to_string())? {
-            Answer::Opened {
-                file,
-                size,
-                block_device,
-            } => Ok(FileSpec {
-                driver: Driver::Vhd,
-                path: String::new(),
-                file,
-                size,
-                block_device,
-                read_only: true,
-            }),
-            Answer::Failed { errno } => Err(errno),
-        },
-    )
+pub(crate) fn answer(json: &str) -> Result<Result<Answer, i32>, String> {
+    let answer = serde_json::from_str(json).map_err(|error| error.to_string())?;
+    Ok(Ok(match answer {
+        AnswerJson::Opened(opened) => Answer::Opened(OpenedFile {
+            file: opened.file,
+            size: opened.size,
+            block_device: opened.block_device,
+            real_path: opened.real_path,
+            modified: opened.modified,
+        }),
+        AnswerJson::Done {} => Answer::Done,
+        AnswerJson::FreeSpace(bytes) => Answer::FreeSpace(bytes),
+        AnswerJson::Errno(errno) => return Ok(Err(errno)),
+    }))
 }
 
 /// What a job yielded so far.
 pub(crate) fn job_result(job: &Job) -> String {
     match job {
-        Job::None | Job::Running | Job::Over(Ok(None)) => "null".to_owned(),
-        Job::Over(Ok(Some(info))) => to_string(&opened(info)),
+        Job::None | Job::Running => "null".to_owned(),
+        Job::Over(Ok(Outcome::Opened(info))) => to_string(&opened(info)),
+        Job::Over(Ok(outcome)) => to_string(outcome),
         Job::Over(Err(error)) => to_string(&Failed {
             error: Failure {
                 message: error.to_string(),

@@ -66,7 +66,7 @@ impl Engine {
     }
 
     /// Starts the job that opens a disk, described by JSON: `{"driver":"vhd"|"aio","path","file","size","blockDevice",
-    /// "readOnly"}`, size in bytes.
+    /// "readOnly"}`, size in bytes; `"realPath"` and `"modified"` (Unix time, seconds) if they are known.
     ///
     /// # Errors
     /// What is wrong with the description.
@@ -76,15 +76,35 @@ impl Engine {
         Ok(())
     }
 
-    /// JSON: what the running job wants of the host, `{"open":{"path","driver"}}` for a candidate for a parent or
-    /// `{"close":{"file"}}` for one that was not it; else `null`. Each want is told once, and answered by
-    /// [`Engine::provide`].
+    /// Starts a job, described by JSON: `{"job":…}` with its parameters, see [`vhd::JobSpec`].
+    ///
+    /// # Errors
+    /// What is wrong with the description.
+    pub fn start(&mut self, spec: &str) -> Result<(), JsError> {
+        self.engine
+            .start(json::job_spec(spec).map_err(|error| JsError::new(&error))?);
+        Ok(())
+    }
+
+    /// JSON: how far the job is, `{"phase","done","total"}`.
+    #[must_use]
+    pub fn progress(&self) -> String {
+        json::to_string(&self.engine.progress())
+    }
+
+    /// Asks the job to stop as soon as it safely can; it fails with `ECANCELED` then.
+    pub fn cancel(&mut self) {
+        self.engine.cancel();
+    }
+
+    /// JSON: what the running job wants of the host, an object whose one property is named as a [`vhd::Want`], such as
+    /// `{"open":{"path","driver","access"}}`; else `null`. Each want is told once, and answered by [`Engine::provide`].
     pub fn want(&mut self) -> String {
         json::want(self.engine.want())
     }
 
-    /// Answers the last want, by JSON: `{"file","size","blockDevice"}` of the opened file, or `{"errno"}` (positive; 0 for a
-    /// file that was closed).
+    /// Answers the last want, by JSON: an object whose one property is named as a [`vhd::Answer`], such as
+    /// `{"opened":{"file","size","blockDevice","realPath","modified"}}` or `{"done":{}}`; or `{"errno":…}` (positive).
     ///
     /// # Errors
     /// What is wrong with the answer.

@@ -1,64 +1,30 @@
 //! Opening a chain: a differencing image names its parent, which the host looks for, until an image has none.
 
-use std::cell::RefCell;
-use std::rc::Rc;
-
 use crate::error::{Error, Result, errno};
 use crate::format::footer::DiskType;
 use crate::format::uuid::Uuid;
 use crate::image::{Image, Layout, MAX_BAT_ENTRIES};
-use crate::io::{Io, until};
+use crate::io::Io;
 use crate::open::{self, Driver, FileSpec, ImageInfo};
+use crate::wants::{Access, Files};
 
 /// Most images in a chain. Storage managers stop at 30.
 const MAX_DEPTH: usize = 256;
 
-/// What a job wants of the host that only the host can do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Want {
-    /// Open this file, a candidate for a parent, for reading; answer with [`crate::Engine::provide`].
-    Open {
-        /// Path of the file, absolute if the leaf's was.
-        path: String,
-        /// How it will be read.
-        driver: Driver,
-    },
-    /// Close this file, which turned out not to be the parent; answer with [`crate::Engine::provide`] and any error.
-    Close {
-        /// The host's number of it.
-        file: u16,
-    },
-}
-
-/// Where a job and the host exchange wants and answers.
-#[derive(Debug, Default)]
-pub(crate) struct Files {
-    pub(crate) want: Option<Want>,
-    pub(crate) answer: Option<std::result::Result<FileSpec, i32>>,
-}
-
-async fn ask(files: &Rc<RefCell<Files>>, want: Want) -> std::result::Result<FileSpec, i32> {
-    *files.borrow_mut() = Files {
-        want: Some(want),
-        answer: None,
-    };
-    until(|| files.borrow().answer.is_some()).await;
-    files.borrow_mut().answer.take().unwrap_or(Err(errno::EIO))
-}
-
-/// Opens `leaf` and all its parents. Returns the images, leaf first, and what the leaf is.
+/// Opens `leaf` and all its parents, each with the access that its level (1 and up) has. Returns the images, leaf first, and what the leaf is.
 ///
 /// # Errors
 /// Those of opening an image; a parent that can't be found or isn't the one that its child names; a loop.
 pub(crate) async fn open(
     io: &Io,
-    files: &Rc<RefCell<Files>>,
+    files: &Files,
     leaf: &FileSpec,
+    access: impl Fn(usize) -> Access,
 ) -> Result<(Vec<Image>, ImageInfo)> {
     let (image, mut info) = open::open(io, leaf).await?;
     let mut uuids = vec![image.uuid];
     let mut chain = vec![image];
-    let mut path = leaf.path.clone();
+    let mut spec = leaf.clone();
     while let Some(child) = chain.last()
         && let Some(parent) = parent_of(child)
     {
@@ -75,17 +41,24 @@ pub(crate) async fn open(
                     format!("parent {}", parent.uuid),
                     format!("an image that is not in the chain, at most {MAX_DEPTH}"),
                 )
-                .in_file(&path));
+                .in_file(&spec.path));
         }
-        let candidates = candidates(io, child, &path)
+        let candidates = candidates(io, child, &spec)
             .await
-            .map_err(|error| error.in_file(&path))?;
-        let (image, parent_info, parent_path) =
-            find(io, files, &parent, &candidates, &path).await?;
+            .map_err(|error| error.in_file(&spec.path))?;
+        let (image, parent_info, parent_spec) = find(
+            io,
+            files,
+            &parent,
+            &candidates,
+            &spec.path,
+            access(chain.len()),
+        )
+        .await?;
         let notes = parent_info
             .warnings
             .iter()
-            .map(|warning| format!("parent {parent_path}: {warning}"));
+            .map(|warning| format!("parent {}: {warning}", parent_spec.path));
         info.warnings.extend(notes);
         uuids.push(image.uuid);
         chain.push(image);
@@ -94,10 +67,10 @@ pub(crate) async fn open(
             return Err(
                 Error::invalid("BAT", "the BATs of the chain are too large together")
                     .found(entries, format!("at most {MAX_BAT_ENTRIES} entries"))
-                    .in_file(&parent_path),
+                    .in_file(&parent_spec.path),
             );
         }
-        path = parent_path;
+        spec = parent_spec;
     }
     info.depth = chain.len() as u32;
     Ok((chain, info))
@@ -131,29 +104,32 @@ fn parent_of(child: &Image) -> Option<Parent> {
 }
 
 /// Paths at which the parent of `child` may be, in the order in which they are tried: each locator's as it is and in the
-/// child's folder, then the name in the header.
-async fn candidates(io: &Io, child: &Image, child_path: &str) -> Result<Vec<String>> {
+/// child's folder, then the name in the header. The folder is the one where the file really is, then the one of its path.
+pub(crate) async fn candidates(io: &Io, child: &Image, spec: &FileSpec) -> Result<Vec<String>> {
     let Layout::Blocks(blocks) = &child.layout else {
         return Ok(Vec::new());
     };
-    let folder = child_path.rsplit_once('/').map_or("", |(folder, _)| folder);
+    let in_folder_of = |path: &str, name: &str| match path.rsplit_once('/') {
+        Some((folder, _)) => format!("{folder}/{name}"),
+        None => name.to_owned(),
+    };
     let mut paths: Vec<String> = Vec::new();
     let mut add = |name: &str| {
         let base = name.rsplit('/').next().unwrap_or(name);
         let relative = name.strip_prefix("./").unwrap_or(name);
-        let in_folder = |name: &str| {
-            if child_path.contains('/') {
-                format!("{folder}/{name}")
-            } else {
-                name.to_owned()
-            }
-        };
-        let tries = if name.starts_with('/') {
-            [name.to_owned(), in_folder(base)]
+        let absolute = name.starts_with('/').then(|| name.to_owned());
+        let names = if absolute.is_some() {
+            [base, base]
         } else {
-            [in_folder(relative), in_folder(base)]
+            [relative, base]
         };
-        for path in tries {
+        let in_folders = names.into_iter().flat_map(|name| {
+            [&spec.real_path, &spec.path]
+                .into_iter()
+                .filter(|path| !path.is_empty())
+                .map(move |path| in_folder_of(path, name))
+        });
+        for path in absolute.into_iter().chain(in_folders) {
             if !base.is_empty() && !paths.contains(&path) {
                 paths.push(path);
             }
@@ -181,11 +157,12 @@ async fn candidates(io: &Io, child: &Image, child_path: &str) -> Result<Vec<Stri
 /// The first of the candidates that is the parent.
 async fn find(
     io: &Io,
-    files: &Rc<RefCell<Files>>,
+    files: &Files,
     parent: &Parent,
     candidates: &[String],
     child_path: &str,
-) -> Result<(Image, ImageInfo, String)> {
+    access: Access,
+) -> Result<(Image, ImageInfo, FileSpec)> {
     let driver = if parent.is_raw() {
         Driver::Aio
     } else {
@@ -194,21 +171,8 @@ async fn find(
     let mut failures = Vec::new();
     let mut worst = errno::ENOENT;
     for path in candidates {
-        let spec = match ask(
-            files,
-            Want::Open {
-                path: path.clone(),
-                driver,
-            },
-        )
-        .await
-        {
-            Ok(spec) => FileSpec {
-                driver,
-                path: path.clone(),
-                read_only: true,
-                ..spec
-            },
+        let spec = match files.open(path, driver, access).await {
+            Ok(spec) => spec,
             Err(errno::ENOENT) => {
                 failures.push(format!("{path} does not exist"));
                 continue;
@@ -221,7 +185,7 @@ async fn find(
         };
         match open::open(io, &spec).await {
             Ok((image, info)) if parent.is_raw() || image.uuid == Some(parent.uuid) => {
-                return Ok((image, info, path.clone()));
+                return Ok((image, info, spec));
             }
             Ok((image, _)) => {
                 worst = errno::EINVAL;
@@ -236,8 +200,7 @@ async fn find(
                 failures.push(error.to_string());
             }
         }
-        // Whatever closing comes to, the file is of no more use.
-        let _ = ask(files, Want::Close { file: spec.file }).await;
+        files.close(spec.file).await;
     }
     if failures.is_empty() {
         failures.push("the image names none".to_owned());

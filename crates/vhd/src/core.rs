@@ -4,7 +4,9 @@
 //! again. A part that must wait (for a bitmap, for new space) is parked as a [`Piece`] and started over when it may go on.
 //! Nothing here awaits: allocation extents and commits are tasks (`extend.rs`, `commit.rs`) that the path only asks for.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
+use std::rc::Rc;
 
 use slab::Slab;
 
@@ -20,7 +22,7 @@ use crate::record::{
     Completion, FLAG_FAST_ZERO, FLAG_FUA, Finished, Op, OpKind, RequestKind, StatusExtent,
     TdRequest, max_status_extents,
 };
-use crate::request::{Piece, Request};
+use crate::request::{Piece, Request, Source};
 use crate::status::Description;
 
 /// Sectors in the largest request that the engine takes: 1 GiB, so that a transfer's length fits a completion.
@@ -81,11 +83,25 @@ impl Core {
     /// Takes on a request.
     pub(crate) fn submit(&mut self, queue: &mut Queue, request: &TdRequest) {
         match self.check(request) {
-            Ok(kind) => self.start(queue, kind, request),
+            Ok(kind) => self.start(queue, kind, request, None, None),
             Err(errno) => self.finished.push_back(Finished {
                 tag: request.tag,
                 status: -errno,
             }),
+        }
+    }
+
+    /// Takes on a request of a job's, whose status `waiter` gets; a write takes its data from `source`.
+    pub(crate) fn submit_for_job(
+        &mut self,
+        queue: &mut Queue,
+        request: &TdRequest,
+        source: Option<Source>,
+        waiter: Rc<Cell<Option<i32>>>,
+    ) {
+        match self.check(request) {
+            Ok(kind) => self.start(queue, kind, request, source, Some(waiter)),
+            Err(errno) => waiter.set(Some(-errno)),
         }
     }
 
@@ -125,7 +141,14 @@ impl Core {
         }
     }
 
-    fn start(&mut self, queue: &mut Queue, kind: RequestKind, request: &TdRequest) {
+    fn start(
+        &mut self,
+        queue: &mut Queue,
+        kind: RequestKind,
+        request: &TdRequest,
+        source: Option<Source>,
+        waiter: Option<Rc<Cell<Option<i32>>>>,
+    ) {
         self.next_sequence += 1;
         let index = self.requests.insert(Request {
             tag: request.tag,
@@ -138,6 +161,8 @@ impl Core {
             status: 0,
             description: (kind == RequestKind::BlockStatus)
                 .then(|| Box::new(Description::new(request))),
+            source,
+            waiter,
         }) as u32;
         if kind == RequestKind::Flush {
             self.join_commit(index);
@@ -463,6 +488,7 @@ impl Core {
         // The other kinds move no bytes.
         let moves = matches!(kind, OpKind::Read | OpKind::Write);
         let expected = if moves { length } else { 0 };
+        let source = request.source.filter(|_| kind == OpKind::Write);
         if mark.is_none()
             && let Some(last) = queue.ops.back().copied()
             && last.kind == kind
@@ -474,6 +500,7 @@ impl Core {
             && let Some(Owner::Transfer(transfer)) = queue.owner_mut(last.id)
             && transfer.request == piece.request
             && transfer.mark.is_none()
+            && source.is_none()
         {
             transfer.expected += expected;
             if let Some(last) = queue.ops.back_mut() {
@@ -482,11 +509,18 @@ impl Core {
             return;
         }
         request.parts += 1;
-        let op = Op {
-            fast: request.flags & FLAG_FAST_ZERO != 0,
-            region: request.region,
-            buffer: piece.buffer,
-            ..plain_op(kind, file, offset, length)
+        let op = match source {
+            Some(source) => Op {
+                source_file: source.file,
+                source_offset: source.offset(piece.sector),
+                ..plain_op(OpKind::CopyRange, file, offset, length)
+            },
+            None => Op {
+                fast: request.flags & FLAG_FAST_ZERO != 0,
+                region: request.region,
+                buffer: piece.buffer,
+                ..plain_op(kind, file, offset, length)
+            },
         };
         queue.push(
             op,
@@ -622,11 +656,16 @@ impl Core {
 
     /// Ends a request with the status that it has.
     pub(crate) fn finish(&mut self, index: u32) {
-        if let Some(request) = self.requests.try_remove(index as usize) {
-            let status = match &request.description {
-                Some(description) if request.status == 0 => description.extents(),
-                _ => request.status,
-            };
+        let Some(request) = self.requests.try_remove(index as usize) else {
+            return;
+        };
+        let status = match &request.description {
+            Some(description) if request.status == 0 => description.extents(),
+            _ => request.status,
+        };
+        if let Some(waiter) = request.waiter {
+            waiter.set(Some(status));
+        } else {
             self.finished.push_back(Finished {
                 tag: request.tag,
                 status,

@@ -7,29 +7,31 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Waker};
 
-use crate::chain::{self, Files, Want};
+use crate::chain;
 use crate::commit;
 use crate::core::Core;
-use crate::create::{self, CreateSpec};
+use crate::create::CreateSpec;
 use crate::discard;
 use crate::error::{Error, Result, errno};
 use crate::extend::{self, sync_leaf};
 use crate::io::{Io, until};
-use crate::open::{FileSpec, ImageInfo};
+use crate::jobs::{self, Context as JobContext, DiskSlot, JobSpec, Outcome, Progress};
+use crate::open::FileSpec;
 use crate::record::{Completion, Finished, Op, TdRequest};
+use crate::wants::{Access, Answer, Files, Want};
 
 type Task = Pin<Box<dyn Future<Output = ()>>>;
-type Outcome = Rc<RefCell<Option<Result<Option<ImageInfo>>>>>;
+type JobResult = Rc<RefCell<Option<Result<Outcome>>>>;
 
 /// State of the job that was started last.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Job {
     /// None was started.
     None,
     /// Operations of it are in the queue or in flight.
     Running,
-    /// It is over; opening yields what was opened.
-    Over(Result<Option<ImageInfo>>),
+    /// It is over.
+    Over(Result<Outcome>),
 }
 
 /// One virtual disk.
@@ -38,10 +40,12 @@ pub enum Job {
 /// [`Engine::run`], then takes operations and finished requests until there are none; and so on.
 pub struct Engine {
     io: Io,
-    core: Rc<RefCell<Option<Rc<RefCell<Core>>>>>,
+    core: DiskSlot,
     tasks: Vec<Task>,
-    job: Option<Outcome>,
-    files: Rc<RefCell<Files>>,
+    job: Option<JobResult>,
+    /// Of the job that was started last.
+    context: Option<JobContext>,
+    files: Files,
     /// Requests that came while no disk was open, and those that ended as it was closed.
     refused: Rc<RefCell<VecDeque<Finished>>>,
     bitmap_cache_bytes: usize,
@@ -64,7 +68,8 @@ impl Engine {
             core: Rc::default(),
             tasks: Vec::new(),
             job: None,
-            files: Rc::default(),
+            context: None,
+            files: Files::default(),
             refused: Rc::default(),
             bitmap_cache_bytes,
         }
@@ -76,7 +81,7 @@ impl Engine {
         let (io, files, opened) = (self.io.clone(), self.files.clone(), self.core.clone());
         let cache = self.bitmap_cache_bytes;
         self.start_job(async move {
-            let (chain, info) = chain::open(&io, &files, &spec).await?;
+            let (chain, info) = chain::open(&io, &files, &spec, |_| Access::Parent).await?;
             if spec.block_device && !spec.read_only && info.block_size != 0 {
                 return Err(Error::invalid(
                     "file",
@@ -89,25 +94,52 @@ impl Engine {
                 spec.read_only,
                 cache,
             ))));
-            Ok(Some(info))
+            Ok(Outcome::Opened(info))
         });
     }
 
     /// What the running job wants of the host. Each want is told once.
     pub fn want(&mut self) -> Option<Want> {
-        self.files.borrow_mut().want.take()
+        self.files.take_want()
     }
 
-    /// Answers the last want with the file that was opened (its `driver`, `path` and `read_only` don't count), or with a
-    /// (positive) errno value.
-    pub fn provide(&mut self, answer: std::result::Result<FileSpec, i32>) {
-        self.files.borrow_mut().answer = Some(answer);
+    /// Answers the last want, or fails it with a (positive) errno value.
+    pub fn provide(&mut self, answer: std::result::Result<Answer, i32>) {
+        self.files.answer(answer);
+    }
+
+    /// Starts a job. One that works on a disk of its own takes the place of the open one: there must be none.
+    pub fn start(&mut self, spec: JobSpec) {
+        let context = self.job_context();
+        self.context = Some(context.clone());
+        self.start_job(jobs::run(context, spec));
+    }
+
+    /// How far the job is that was started last.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        self.context
+            .as_ref()
+            .map(JobContext::progress)
+            .unwrap_or_default()
+    }
+
+    /// Asks the job to stop as soon as it safely can; it fails with `ECANCELED` then.
+    pub fn cancel(&mut self) {
+        if let Some(context) = &self.context {
+            context.cancel();
+        }
+    }
+
+    fn job_context(&self) -> JobContext {
+        let (io, files, disk) = (self.io.clone(), self.files.clone(), self.core.clone());
+        JobContext::new(io, files, disk, self.bitmap_cache_bytes)
     }
 
     /// Starts the job that makes a new image in an empty file.
     pub fn create(&mut self, spec: CreateSpec) {
-        let io = self.io.clone();
-        self.start_job(async move { create::create(&io, &spec).await.map(|()| None) });
+        let context = self.job_context();
+        self.start_job(jobs::create(context, spec));
     }
 
     /// Starts the job that closes the disk: waits for all requests, makes everything durable and puts the footer right
@@ -120,15 +152,17 @@ impl Engine {
         }
         let (opened, refused) = (self.core.clone(), self.refused.clone());
         self.start_job(async move {
-            let Some(core) = core else { return Ok(None) };
-            let outcome = close(&core, &io)
+            let Some(core) = core else {
+                return Ok(Outcome::Done);
+            };
+            let outcome = close_disk(&core, &io)
                 .await
                 .map_err(|error| error.in_file(&core.borrow_mut().leaf().path));
             if outcome.is_ok() {
                 refused.borrow_mut().append(&mut core.borrow_mut().finished);
                 *opened.borrow_mut() = None;
             }
-            outcome.map(|()| None)
+            outcome.map(|()| Outcome::Done)
         });
     }
 
@@ -173,25 +207,27 @@ impl Engine {
 
     /// Moves on everything that can move.
     pub fn run(&mut self) {
-        loop {
-            if let Some(core) = self.core() {
-                self.spawn_wanted(&core);
-            }
-            if self.tasks.is_empty() {
-                return;
-            }
+        self.spawn_wanted();
+        while !self.tasks.is_empty() {
             let mut context = Context::from_waker(Waker::noop());
             let before = self.tasks.len();
             self.tasks
                 .retain_mut(|task| task.as_mut().poll(&mut context).is_pending());
-            // A task that ended may be what another one, or a parked request, waited for.
-            if self.tasks.len() == before {
+            // A task that ended may be what another one, or a parked request, waited for; and what a job asked of the
+            // disk may need tasks.
+            let ended = self.tasks.len() < before;
+            if !self.spawn_wanted() && !ended {
                 return;
             }
         }
     }
 
-    fn spawn_wanted(&mut self, core: &Rc<RefCell<Core>>) {
+    /// Starts the tasks that the open disk needs. Returns whether there were any.
+    fn spawn_wanted(&mut self) -> bool {
+        let Some(core) = self.core() else {
+            return false;
+        };
+        let before = self.tasks.len();
         let mut state = core.borrow_mut();
         state.retry_starved(&mut self.io.queue());
         if state.allocator.wants_extent(state.releases.returning) && !state.read_only {
@@ -214,6 +250,8 @@ impl Engine {
             self.tasks
                 .push(Box::pin(commit::commit(core.clone(), self.io.clone())));
         }
+        drop(state);
+        self.tasks.len() > before
     }
 
     /// The next operation for the host to carry out.
@@ -238,8 +276,8 @@ impl Engine {
         self.core.borrow().clone()
     }
 
-    fn start_job(&mut self, job: impl Future<Output = Result<Option<ImageInfo>>> + 'static) {
-        let outcome = Outcome::default();
+    fn start_job(&mut self, job: impl Future<Output = Result<Outcome>> + 'static) {
+        let outcome = JobResult::default();
         self.job = Some(outcome.clone());
         self.tasks.push(Box::pin(async move {
             let result = job.await;
@@ -249,7 +287,7 @@ impl Engine {
 }
 
 /// Makes everything durable, and the file end with its footer right behind the last block.
-async fn close(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
+pub(crate) async fn close_disk(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
     until(|| {
         let core = core.borrow();
         core.requests.is_empty() && core.allocator.tasks == 0 && !core.commit.running

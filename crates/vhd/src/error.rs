@@ -10,6 +10,8 @@ pub mod errno {
     pub const ENOENT: i32 = 2;
     /// Input/output error.
     pub const EIO: i32 = 5;
+    /// File exists.
+    pub const EEXIST: i32 = 17;
     /// Invalid argument.
     pub const EINVAL: i32 = 22;
     /// No space left on device.
@@ -18,6 +20,8 @@ pub mod errno {
     pub const EOPNOTSUPP: i32 = 95;
     /// The virtual disk is closed.
     pub const ESHUTDOWN: i32 = 108;
+    /// The job was cancelled.
+    pub const ECANCELED: i32 = 125;
 }
 
 /// What went wrong, and where.
@@ -64,6 +68,15 @@ impl Error {
             offset: Some(offset),
             errno,
             ..Self::invalid(structure, "input/output failed")
+        }
+    }
+
+    /// Something that the host could not do with a file as a whole, with `errno` (positive).
+    #[must_use]
+    pub fn file(errno: i32, message: &str) -> Self {
+        Self {
+            errno,
+            ..Self::invalid("file", format!("{message} (errno {errno})"))
         }
     }
 

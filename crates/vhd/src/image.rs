@@ -133,6 +133,12 @@ impl Blocks {
         (place != bat::UNUSED).then_some(place)
     }
 
+    /// Blocks of the virtual disk that are in this file.
+    pub(crate) fn allocated(&self) -> u32 {
+        let entries = self.bat.iter().take(self.count as usize);
+        entries.filter(|entry| **entry != bat::UNUSED).count() as u32
+    }
+
     /// First sector of the file behind everything that is in use.
     pub(crate) fn used_end(&self) -> u64 {
         let places = self.bat.iter().filter(|entry| **entry != bat::UNUSED);

@@ -15,9 +15,13 @@ use std::task::{Context, Poll};
 use slab::Slab;
 
 use crate::error::{Error, Result, errno};
-use crate::record::{Completion, Op, OpKind, REGION_STAGING};
+use crate::record::{Completion, MAX_DATA_MAP, Op, OpKind, REGION_STAGING};
 use crate::request::Piece;
-use crate::staging::{Chunk, LARGE, Staging};
+use crate::staging::{Chunk, LARGE, SMALL, Staging};
+
+/// Bytes that one operation copies at most.
+#[allow(dead_code)]
+const COPY_PART: u64 = 8 << 20;
 
 /// Who waits for an operation.
 #[derive(Debug)]
@@ -238,6 +242,91 @@ impl Io {
             bytes.extend_from_slice(&self.queue().staging.chunk(chunk)[..got]);
         }
         Ok(bytes)
+    }
+
+    /// Reads `length` bytes (at most [`LARGE`]) at each of `offsets` of a file, many in flight together, and hands each
+    /// to `take` in order.
+    ///
+    /// # Errors
+    /// The first I/O error; nothing is in flight any more then.
+    pub(crate) async fn read_each(
+        &self,
+        structure: &'static str,
+        file: u16,
+        offsets: impl Iterator<Item = u64>,
+        length: usize,
+        mut take: impl FnMut(&[u8]),
+    ) -> Result<()> {
+        // Never all chunks of a size: they are free again only when they were taken in here.
+        let depth = if length <= SMALL { 64 } else { 4 };
+        let mut offsets = offsets.fuse();
+        let mut in_flight = VecDeque::new();
+        let mut error = None;
+        loop {
+            while in_flight.len() < depth
+                && error.is_none()
+                && let Some(offset) = offsets.next()
+            {
+                let chunk = self.chunk(length).await;
+                let op = Op {
+                    buffer: chunk.offset(),
+                    ..plain_op(OpKind::Read, file, offset, length as u64)
+                };
+                in_flight.push_back((self.start(op, Some(chunk)), chunk, offset));
+            }
+            let Some((mut pending, chunk, offset)) = in_flight.pop_front() else {
+                return error.map_or(Ok(()), Err);
+            };
+            match transferred(structure, offset, length, (&mut pending).await) {
+                Ok(got) if error.is_none() => take(&self.queue().staging.chunk(chunk)[..got]),
+                Ok(_) => {}
+                Err(failed) => {
+                    error.get_or_insert(failed);
+                }
+            }
+        }
+    }
+
+    #[allow(dead_code)]
+    /// Which sectors of `length` bytes (at most [`MAX_DATA_MAP`]) at `offset` have data other than zeros: a bitmap, most
+    /// significant bit first, whole bytes of it.
+    pub(crate) async fn data_map(&self, file: u16, offset: u64, length: u64) -> Result<Vec<u8>> {
+        let bytes = (length.div_ceil(512 * 8) as usize).min(LARGE);
+        let chunk = self.chunk(bytes).await;
+        let op = Op {
+            buffer: chunk.offset(),
+            ..plain_op(OpKind::DataMap, file, offset, length.min(MAX_DATA_MAP))
+        };
+        let mut pending = self.start(op, Some(chunk));
+        match (&mut pending).await {
+            result if result < 0 => Err(Error::io("data", offset, result.saturating_neg())),
+            _ => Ok(self.queue().staging.chunk(chunk)[..bytes].to_vec()),
+        }
+    }
+
+    #[allow(dead_code)]
+    /// Copies `length` bytes at `source_offset` of `source_file` to `offset` of `file`, several transfers at a time.
+    pub(crate) async fn copy(
+        &self,
+        structure: &'static str,
+        (source_file, source_offset): (u16, u64),
+        (file, offset): (u16, u64),
+        length: u64,
+    ) -> Result<()> {
+        let mut flight = Flight::new(structure);
+        let mut done = 0;
+        while done < length && flight.error.is_none() {
+            let part = (length - done).min(COPY_PART);
+            flight.make_room(8).await;
+            let op = Op {
+                source_file,
+                source_offset: source_offset + done,
+                ..plain_op(OpKind::CopyRange, file, offset + done, part)
+            };
+            flight.push(self.start(op, None), offset + done, part as usize);
+            done += part;
+        }
+        flight.finish().await
     }
 
     /// Writes `bytes` at `offset`, several transfers at a time.

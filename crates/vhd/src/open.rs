@@ -1,7 +1,8 @@
 //! Opening an image: find its footer, read header and BAT, and check that nothing in them can do harm.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
-use crate::format::bat;
 use crate::format::footer::{self, DiskType, Footer};
 use crate::format::uuid::Uuid;
 use crate::image::{Image, Layout};
@@ -9,7 +10,8 @@ use crate::io::Io;
 use crate::open_blocks;
 
 /// Which driver reads a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Driver {
     /// A VHD.
     Vhd,
@@ -32,6 +34,10 @@ pub struct FileSpec {
     pub block_device: bool,
     /// Whether nothing may be written to it.
     pub read_only: bool,
+    /// Its path without symbolic links, if the host knows it: names of parents are relative to the folder there.
+    pub real_path: String,
+    /// When it was modified last, Unix time in seconds; 0 if the host doesn't tell.
+    pub modified: u64,
 }
 
 /// What an open image is, for people and programs.
@@ -241,12 +247,7 @@ async fn open_vhd(io: &Io, spec: &FileSpec) -> Result<(Image, ImageInfo)> {
         DiskType::Dynamic | DiskType::Differencing => {
             let blocks = open_blocks::open(io, spec, &footers, &mut info.warnings).await?;
             info.block_size = blocks.header.block_size;
-            let used = blocks
-                .bat
-                .iter()
-                .take(blocks.count as usize)
-                .filter(|entry| **entry != bat::UNUSED);
-            info.allocated_blocks = used.count() as u32;
+            info.allocated_blocks = blocks.allocated();
             Layout::Blocks(Box::new(blocks))
         }
     };

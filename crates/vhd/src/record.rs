@@ -226,7 +226,14 @@ pub enum OpKind {
     /// Tell whether there are data or a hole at `offset`, and how far, at most `length` bytes. Result: sectors << 1, plus 1
     /// for a hole.
     SeekHole = 9,
+    /// Look at `length` bytes at `offset`, at most [`MAX_DATA_MAP`], and store one bit for each of their sectors into the
+    /// buffer, most significant bit first, set where a byte of the sector is not zero. Bits past the end of the file are
+    /// clear. So jobs learn where data are without taking the data in. Staging only.
+    DataMap = 10,
 }
+
+/// Most bytes that an [`OpKind::DataMap`] looks at: the data of a block of the usual size.
+pub const MAX_DATA_MAP: u64 = 2 << 20;
 
 impl OpKind {
     /// The kind with this number, if there is one.
@@ -243,6 +250,7 @@ impl OpKind {
             7 => Self::ZeroBuffer,
             8 => Self::CopyToBuffer,
             9 => Self::SeekHole,
+            10 => Self::DataMap,
             _ => return None,
         })
     }
@@ -321,8 +329,8 @@ impl Op {
 pub struct Completion {
     /// The operation's id.
     pub id: u32,
-    /// Bytes moved by a read, write or copy (fewer than asked only at the end of the file), what its kind says for the others,
-    /// or a negative errno value.
+    /// Bytes moved by a read, write or copy, or looked at (fewer than asked only at the end of the file), what its kind says
+    /// for the others, or a negative errno value.
     pub result: i32,
 }
 

@@ -1,5 +1,8 @@
 //! Requests in the engine: what is known of one while its parts are on their way.
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use crate::record::RequestKind;
 use crate::status::Description;
 
@@ -20,6 +23,34 @@ pub(crate) struct Request {
     pub(crate) status: i32,
     /// What a block status request has found out.
     pub(crate) description: Option<Box<Description>>,
+    /// For a write of a job's: its data are in another file.
+    pub(crate) source: Option<Source>,
+    /// For a request of a job's: who waits for its status; it is not reported to the host.
+    pub(crate) waiter: Option<Rc<Cell<Option<i32>>>>,
+}
+
+/// Where the data of a job's write are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Source {
+    /// The host's number of the file.
+    pub(crate) file: u16,
+    /// Byte offset of the data of the virtual disk's sector 0 in it, were it there: modulo 2^64.
+    pub(crate) base: u64,
+}
+
+impl Source {
+    /// Data at byte `offset` of a file for the virtual disk's `sector`.
+    pub(crate) fn new(file: u16, offset: u64, sector: u64) -> Self {
+        Self {
+            file,
+            base: offset.wrapping_sub(sector.wrapping_mul(512)),
+        }
+    }
+
+    /// Byte offset of the data for `sector`.
+    pub(crate) fn offset(self, sector: u64) -> u64 {
+        self.base.wrapping_add(sector.wrapping_mul(512))
+    }
 }
 
 /// A contiguous part of a request, to be looked up in one image of the chain.

@@ -402,6 +402,8 @@ fn writes_fail_when_no_sector_number_is_left() {
         size,
         block_device: false,
         read_only: false,
+        real_path: String::new(),
+        modified: 0,
     });
     file.drive(&mut engine);
     assert!(

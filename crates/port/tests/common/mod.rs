@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use port::batch::{Area, Layout};
-use port::file::OpenOptions;
+use port::file::{Lock, OpenOptions};
 use port::reactor::{BackendKind, Options, Reactor, Turn};
 use vhd::record::{
     COMPLETION_WORDS, Completion, FRONT_END_REQUEST_WORDS, OP_WORDS, Op, OpKind, Response,
@@ -198,14 +198,16 @@ impl Host {
 pub const READ_WRITE: OpenOptions = OpenOptions {
     write: true,
     direct: false,
-    lock: false,
+    lock: Lock::None,
     create: true,
+    exclusive: false,
 };
 pub const DIRECT: OpenOptions = OpenOptions {
     write: true,
     direct: true,
-    lock: false,
+    lock: Lock::None,
     create: true,
+    exclusive: false,
 };
 
 pub fn op(kind: OpKind, file: u16, offset: u64, length: u64) -> Op {

@@ -12,7 +12,10 @@ use std::collections::VecDeque;
 use proptest::test_runner::Config;
 
 use vhd::record::{Completion, Finished, Op, OpKind, REGION_STAGING, RequestKind, TdRequest};
-use vhd::{CreateSpec, Driver, Engine, FileSpec, ImageInfo, Job, Want};
+use vhd::{
+    Access, Answer, CreateSpec, Driver, Engine, FileSpec, ImageInfo, Job, JobSpec, OpenedFile,
+    Outcome, Want,
+};
 
 /// How often a property is tried: `cases` times, multiplied by what `TAPVHD_CASES` says.
 pub fn cases(cases: u32) -> Config {
@@ -55,7 +58,7 @@ pub struct Host {
     pub in_flight: Vec<Op>,
     pub fault: Option<Fault>,
     /// Operations that were carried out, by kind.
-    pub counts: [u64; 10],
+    pub counts: [u64; 11],
     pub finished: VecDeque<Finished>,
     /// What a power cut would leave, for tests that ask.
     pub power: Option<power::PowerLog>,
@@ -74,7 +77,7 @@ impl Host {
             guest: vec![0; guest_bytes],
             in_flight: Vec::new(),
             fault: None,
-            counts: [0; 10],
+            counts: [0; 11],
             finished: VecDeque::new(),
             power: None,
         }
@@ -135,6 +138,17 @@ impl Host {
             engine.with_staging(|bytes| target.copy_from_slice(&bytes[source..source + length]));
             return 0;
         }
+        if op.kind == OpKind::CopyRange {
+            let source = &files[usize::from(op.source_file)];
+            let start = (op.source_offset as usize).min(source.len());
+            let bytes = source[start..source.len().min(start + length)].to_vec();
+            let file = &mut files[usize::from(op.file)];
+            if file.len() < offset + bytes.len() {
+                file.resize(offset + bytes.len(), 0);
+            }
+            file[offset..offset + bytes.len()].copy_from_slice(&bytes);
+            return bytes.len() as i32;
+        }
         let file = &mut files[usize::from(op.file)];
         let mut with_buffer = |action: &mut dyn FnMut(&mut [u8])| match op.region {
             REGION_STAGING => {
@@ -169,6 +183,19 @@ impl Host {
             }
             OpKind::Sync => 0,
             OpKind::SeekHole => seek_hole(file, offset, length),
+            OpKind::DataMap => {
+                let start = offset.min(file.len());
+                let data = &file[start..file.len().min(start + length)];
+                let mut map = vec![0; length.div_ceil(512 * 8)];
+                for (sector, bytes) in data.chunks(512).enumerate() {
+                    if bytes.iter().any(|byte| *byte != 0) {
+                        map[sector / 8] |= 0x80 >> (sector % 8);
+                    }
+                }
+                engine
+                    .with_staging(|bytes| bytes[buffer..buffer + map.len()].copy_from_slice(&map));
+                data.len() as i32
+            }
             OpKind::CopyRange | OpKind::ZeroBuffer | OpKind::CopyToBuffer => {
                 unreachable!("not an operation on one file")
             }
@@ -183,16 +210,11 @@ impl Host {
         }
     }
 
-    fn job(&mut self) -> vhd::error::Result<Option<ImageInfo>> {
+    /// Runs the job that was started to its end.
+    pub fn job(&mut self) -> vhd::error::Result<Outcome> {
         self.settle();
         while let Some(want) = self.engine.want() {
-            let answer = match want {
-                Want::Open { path, driver } => {
-                    let file = self.names.iter().position(|name| *name == path);
-                    file.map(|file| self.spec(file as u16, driver)).ok_or(2)
-                }
-                Want::Close { .. } => Err(0),
-            };
+            let answer = self.fulfil(want);
             self.engine.provide(answer);
             self.settle();
         }
@@ -200,6 +222,53 @@ impl Host {
             Job::Over(result) => result,
             other => panic!("the job is {other:?} though nothing is in flight"),
         }
+    }
+
+    /// Does what a job wants. Files that are removed keep their numbers, without a name.
+    fn fulfil(&mut self, want: Want) -> Result<Answer, i32> {
+        let named = |path: &str| self.names.iter().position(|name| name == path);
+        match want {
+            Want::Open { path, access, .. } => {
+                let file = match (named(&path), access) {
+                    (Some(_), Access::Create) => return Err(17),
+                    (Some(file), _) => file,
+                    (None, Access::Create) => {
+                        self.names.push(path.clone());
+                        self.files.push(Vec::new());
+                        self.files.len() - 1
+                    }
+                    (None, _) => return Err(2),
+                };
+                Ok(Answer::Opened(OpenedFile {
+                    file: file as u16,
+                    size: self.files[file].len() as u64,
+                    block_device: false,
+                    real_path: path,
+                    modified: 1_700_000_000,
+                }))
+            }
+            Want::Close { .. } => Ok(Answer::Done),
+            Want::Rename { from, to } => {
+                let file = named(&from).ok_or(2)?;
+                if let Some(replaced) = named(&to) {
+                    self.names[replaced].clear();
+                }
+                self.names[file] = to;
+                Ok(Answer::Done)
+            }
+            Want::Remove { path } => {
+                let file = named(&path).ok_or(2)?;
+                self.names[file].clear();
+                Ok(Answer::Done)
+            }
+            Want::FreeSpace { .. } => Ok(Answer::FreeSpace(1 << 40)),
+        }
+    }
+
+    /// Runs a job.
+    pub fn run_job(&mut self, spec: JobSpec) -> vhd::error::Result<Outcome> {
+        self.engine.start(spec);
+        self.job()
     }
 
     fn spec(&self, file: u16, driver: Driver) -> FileSpec {
@@ -212,6 +281,8 @@ impl Host {
             size,
             block_device: false,
             read_only: true,
+            real_path: String::new(),
+            modified: 0,
         }
     }
 
@@ -220,8 +291,10 @@ impl Host {
             read_only,
             ..self.spec(0, driver)
         });
-        self.job()
-            .map(|info| info.expect("opening tells what was opened"))
+        match self.job()? {
+            Outcome::Opened(info) => Ok(info),
+            other => panic!("opening yields {other:?}"),
+        }
     }
 
     pub fn close(&mut self) -> vhd::error::Result<()> {

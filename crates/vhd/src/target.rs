@@ -1,0 +1,145 @@
+//! The open disk of the engine as a job's target: what a job writes goes the way of a guest's requests, so that
+//! allocation, bitmaps, commits and their order are the same, and as safe. The data come from other files.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use crate::core::Core;
+use crate::error::{Error, Result};
+use crate::io::{Io, until};
+use crate::record::{RequestKind, TdRequest};
+use crate::request::Source;
+
+/// Sectors in the largest request of a job: 4 MiB.
+pub(crate) const MAX_SECTORS: u64 = 8192;
+/// Requests of a job in flight.
+const DEPTH: usize = 16;
+
+/// The open disk, and the job's requests in flight.
+pub(crate) struct Target {
+    core: Rc<RefCell<Core>>,
+    io: Io,
+    in_flight: VecDeque<(u64, Rc<Cell<Option<i32>>>)>,
+}
+
+#[allow(dead_code)]
+impl Target {
+    pub(crate) fn new(core: Rc<RefCell<Core>>, io: Io) -> Self {
+        Self {
+            core,
+            io,
+            in_flight: VecDeque::new(),
+        }
+    }
+
+    /// The state of the disk.
+    pub(crate) fn core(&self) -> &Rc<RefCell<Core>> {
+        &self.core
+    }
+
+    /// Copies data at byte `offset` of `file` to `sectors` sectors from `sector` on. Returns as soon as there is room
+    /// for more requests; [`Target::finish`] waits for all.
+    ///
+    /// # Errors
+    /// That of an earlier request.
+    pub(crate) async fn copy(
+        &mut self,
+        sector: u64,
+        sectors: u64,
+        file: u16,
+        offset: u64,
+    ) -> Result<()> {
+        let source = Source::new(file, offset, sector);
+        self.in_parts(RequestKind::Write, sector, sectors, Some(source))
+            .await
+    }
+
+    /// Makes sectors zeros, giving back space, as [`Target::copy`] writes them.
+    ///
+    /// # Errors
+    /// That of an earlier request.
+    pub(crate) async fn zero(&mut self, sector: u64, sectors: u64) -> Result<()> {
+        self.in_parts(RequestKind::WriteZeroes, sector, sectors, None)
+            .await
+    }
+
+    /// Waits for all requests, and makes them durable.
+    ///
+    /// # Errors
+    /// The first error of a request.
+    pub(crate) async fn flush(&mut self) -> Result<()> {
+        self.finish().await?;
+        self.submit(RequestKind::Flush, 0, 0, None);
+        self.finish().await
+    }
+
+    /// Waits for all requests.
+    ///
+    /// # Errors
+    /// The first error of a request; nothing is in flight any more then.
+    pub(crate) async fn finish(&mut self) -> Result<()> {
+        let mut first = Ok(());
+        while !self.in_flight.is_empty() {
+            first = first.and(self.take_one().await);
+        }
+        first
+    }
+
+    async fn in_parts(
+        &mut self,
+        kind: RequestKind,
+        sector: u64,
+        sectors: u64,
+        source: Option<Source>,
+    ) -> Result<()> {
+        let mut done = 0;
+        while done < sectors {
+            while self.in_flight.len() >= DEPTH {
+                if let Err(error) = self.take_one().await {
+                    self.finish().await.ok();
+                    return Err(error);
+                }
+            }
+            let count = (sectors - done).min(MAX_SECTORS);
+            self.submit(kind, sector + done, count as u32, source);
+            done += count;
+        }
+        Ok(())
+    }
+
+    fn submit(&mut self, kind: RequestKind, sector: u64, sectors: u32, source: Option<Source>) {
+        let request = TdRequest {
+            tag: 0,
+            kind: kind as u8,
+            flags: 0,
+            sector,
+            sectors,
+            region: 0,
+            buffer: 0,
+        };
+        let waiter = Rc::new(Cell::new(None));
+        self.in_flight.push_back((sector, waiter.clone()));
+        let mut core = self.core.borrow_mut();
+        core.submit_for_job(&mut self.io.queue(), &request, source, waiter);
+    }
+
+    async fn take_one(&mut self) -> Result<()> {
+        let Some((sector, waiter)) = self.in_flight.front().cloned() else {
+            return Ok(());
+        };
+        until(|| waiter.get().is_some()).await;
+        self.in_flight.pop_front();
+        match waiter.get() {
+            Some(status) if status < 0 => {
+                let path = self.core.borrow_mut().leaf().path.clone();
+                Err(Error {
+                    errno: status.saturating_neg(),
+                    ..Error::invalid("disk", format!("writing at sector {sector} failed"))
+                }
+                .in_file(&path))
+            }
+            _ => Ok(()),
+        }
+    }
+}

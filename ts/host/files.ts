@@ -1,0 +1,106 @@
+/**
+ * This folder holds what `tapdisk` and the tools share: files as the engine's jobs want them, and running jobs. The bytes
+ * of files are moved by the port; only what concerns a file as such (name, locks, space) is done here.
+ */
+
+import { closeSync, fsyncSync, openSync, realpathSync, renameSync, rmSync, statfsSync, statSync } from "node:fs";
+import { dirname } from "node:path";
+import type { Access, Answer, OpenedFile, Want } from "../engine/engine.ts";
+import { errnoOf } from "../tapdisk/errors.ts";
+import type { Port } from "../tapdisk/port.ts";
+
+/** How the port opens a file for each kind of access. */
+const openOptions = {
+  inspect: { write: false, lock: "none" },
+  read: { write: false, lock: "read" },
+  parent: { write: false, lock: "parent" },
+  merge: { write: true, lock: "merge" },
+  write: { write: true, lock: "write" },
+  create: { write: true, lock: "write", create: true, exclusive: true },
+} as const satisfies Record<Access, object>;
+
+/** What the port can do with files. */
+export type FilePort = Pick<Port, "openFile" | "closeFile">;
+
+/** The files that one port has open for one engine. */
+export class HostFiles {
+  readonly #port: FilePort;
+  readonly #direct: boolean;
+  readonly #paths = new Map<number, string>();
+
+  /** With `direct`, files are read and written around the page cache. */
+  constructor(port: FilePort, direct: boolean) {
+    this.#port = port;
+    this.#direct = direct;
+  }
+
+  /**
+   * Opens a file.
+   * @throws an error that names the path, with the errno's name as its `code`
+   */
+  open(path: string, access: Access): OpenedFile {
+    const { file, size, blockDevice } = this.#port.openFile(path, { direct: this.#direct, ...openOptions[access] });
+    this.#paths.set(file, path);
+    if (access === "create") syncFolder(path);
+    const modified = Math.max(0, Math.floor(statSync(path).mtimeMs / 1000));
+    return { file, size, blockDevice, realPath: realpathSync(path), modified };
+  }
+
+  /** Closes a file. */
+  close(file: number): void {
+    this.#paths.delete(file);
+    this.#port.closeFile(file);
+  }
+
+  /** Closes all files. */
+  closeAll(): void {
+    for (const file of this.#paths.keys()) {
+      this.close(file);
+    }
+  }
+
+  /** Does what a job wants. What goes wrong is an errno value for the job. */
+  fulfil(want: Want): Answer {
+    try {
+      return this.#do(want);
+    } catch (error) {
+      return { errno: errnoOf(error) };
+    }
+  }
+
+  #do(want: Want): Answer {
+    if ("open" in want) return { opened: this.open(want.open.path, want.open.access) };
+    if ("close" in want) {
+      this.close(want.close.file);
+      return { done: {} };
+    }
+    if ("rename" in want) {
+      renameSync(want.rename.from, want.rename.to);
+      syncFolder(want.rename.to);
+      return { done: {} };
+    }
+    if ("remove" in want) {
+      rmSync(want.remove.path);
+      syncFolder(want.remove.path);
+      return { done: {} };
+    }
+    const { bavail, bsize } = statfsSync(this.#path(want.freeSpace.file));
+    return { freeSpace: bavail * bsize };
+  }
+
+  #path(file: number): string {
+    const path = this.#paths.get(file);
+    if (path === undefined) throw new Error(`no open file has the number ${file}`);
+    return path;
+  }
+}
+
+/** Makes what happened to a name durable. */
+function syncFolder(path: string): void {
+  const folder = openSync(dirname(path), "r");
+  try {
+    fsyncSync(folder);
+  } finally {
+    closeSync(folder);
+  }
+}
