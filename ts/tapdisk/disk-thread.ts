@@ -94,10 +94,7 @@ export class DiskThread {
    * @returns the front end's number
    * @throws AttachError
    */
-  attachNbd(
-    connection: { socket: number; received: Uint8Array<ArrayBuffer>; structuredReplies: boolean; readOnly: boolean },
-    onClosed: () => void,
-  ): Promise<number> {
+  attachNbd(connection: Omit<Extract<Attach, { kind: "attachNbd" }>, "kind">, onClosed: () => void): Promise<number> {
     return this.#attach({ kind: "attachNbd", ...connection }, onClosed);
   }
 

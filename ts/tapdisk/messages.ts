@@ -31,6 +31,7 @@ export const controlSchema = z.discriminatedUnion("kind", [
     socket: fd,
     received: z.instanceof(Uint8Array),
     structuredReplies: z.boolean(),
+    allocationContext: z.int().nonnegative().optional(),
     readOnly: z.boolean(),
   }),
   /** Serve a ring. The worker takes the descriptors over. */

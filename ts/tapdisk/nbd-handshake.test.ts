@@ -13,6 +13,8 @@ const DISK: NbdExport = {
   blockSize: { minimum: 512, preferred: 4096, maximum: 1 << 25 },
 };
 
+const ALLOCATION = "base:allocation";
+
 const FIXED = 1;
 const NO_ZEROES = 2;
 const EXPORT_NAME = 1;
@@ -22,9 +24,12 @@ const STARTTLS = 5;
 const INFO = 6;
 const GO = 7;
 const STRUCTURED = 8;
+const LIST_META = 9;
+const SET_META = 10;
 const ACK = 1;
 const SERVER = 2;
 const REP_INFO = 3;
+const META_CONTEXT = 4;
 const UNSUP = 0x80000001;
 const INVALID = 0x80000003;
 const UNKNOWN = 0x80000006;
@@ -59,6 +64,10 @@ function option(number: number, ...data: (Buffer | string)[]): Buffer {
 
 function infoData(name: string, ...wanted: number[]): Buffer {
   return bytes(u32(name.length), name, u16(wanted.length), ...wanted.map(u16));
+}
+
+function metaData(name: string, ...queries: string[]): Buffer {
+  return bytes(u32(name.length), name, u32(queries.length), ...queries.flatMap((query) => [u32(query.length), query]));
 }
 
 function reply(number: number, type: number, ...data: (Buffer | string)[]): Buffer {
@@ -138,6 +147,73 @@ describe("NbdHandshake", () => {
     expect(step).toMatchObject({ kind: "transmission", structuredReplies: true });
   });
 
+  describe("of metadata contexts", () => {
+    /** What follows on options of which the first negotiates structured replies and the last is GO. */
+    const negotiate = (...options: Buffer[]) => {
+      const before = reply(STRUCTURED, ACK);
+      const after = bytes(exportInfo(GO, FLAGS | SEND_DF), reply(GO, ACK));
+      const { replies, step } = converse(afterFlags(option(STRUCTURED), ...options, option(GO, infoData(""))));
+      const middle = replies.subarray(before.length, replies.length - after.length);
+      expect(replies).toEqual(bytes(before, middle, after));
+      return { replies: middle, step };
+    };
+    const chosen = { kind: "transmission", structuredReplies: true, allocationContext: 1 };
+    const notChosen = { ...chosen, allocationContext: undefined };
+
+    it("lets a client choose base:allocation", () => {
+      const queries = ["qemu:dirty-bitmap:x", ALLOCATION, "", ALLOCATION];
+      const { replies, step } = negotiate(option(SET_META, metaData("disk.vhd", ...queries)));
+      expect(replies).toEqual(bytes(reply(SET_META, META_CONTEXT, u32(1), ALLOCATION), reply(SET_META, ACK)));
+      expect(step).toMatchObject(chosen);
+    });
+
+    it("needs no context to be chosen", () => {
+      expect(negotiate().step).toMatchObject(notChosen);
+    });
+
+    it.each([[[]], [["base:"]], [["base:alloc"]], [["base:allocation:"]], [["other:allocation"]]])(
+      "chooses nothing for %j",
+      (queries) => {
+        const { replies, step } = negotiate(option(SET_META, metaData("", ...queries)));
+        expect(replies).toEqual(reply(SET_META, ACK));
+        expect(step).toMatchObject(notChosen);
+      },
+    );
+
+    it.each([[[]], [["base:"]], [[ALLOCATION]], [["other:", "base:"]]])("lists base:allocation for %j", (queries) => {
+      const { replies, step } = negotiate(option(LIST_META, metaData("", ...queries)));
+      expect(replies).toEqual(bytes(reply(LIST_META, META_CONTEXT, u32(0), ALLOCATION), reply(LIST_META, ACK)));
+      // A list chooses nothing.
+      expect(step).toMatchObject(notChosen);
+    });
+
+    it.each([[["other:"]], [["base"]], [["base:a"]]])("lists nothing for %j", (queries) => {
+      expect(negotiate(option(LIST_META, metaData("", ...queries))).replies).toEqual(reply(LIST_META, ACK));
+    });
+
+    it.each<[string, Buffer, number]>([
+      ["of an unknown export", metaData("other", ALLOCATION), UNKNOWN],
+      ["without data", Buffer.alloc(0), INVALID],
+      ["without queries", bytes(u32(0)), INVALID],
+      ["whose name is longer than its data", bytes(u32(9), "disk.vhd", u32(0)), INVALID],
+      ["whose name is absurdly long", bytes(u32(0xffffffff), u32(0)), INVALID],
+      ["with fewer queries than it says", bytes(u32(0), u32(2), u32(15), ALLOCATION), INVALID],
+      ["with more queries than one could count", bytes(u32(0), u32(0xffffffff), Buffer.alloc(400)), INVALID],
+      ["with more data than queries", bytes(metaData("", ALLOCATION), "x"), INVALID],
+      ["whose query is longer than its data", bytes(u32(0), u32(1), u32(16), ALLOCATION), INVALID],
+    ])("refuses a request %s, and forgets what was chosen before", (_name, data, type) => {
+      const first = option(SET_META, metaData("", ALLOCATION));
+      const answer = negotiate(first).replies;
+      for (const number of [LIST_META, SET_META]) {
+        const { replies, step } = negotiate(first, option(number, data));
+        const refusal = replies.subarray(answer.length);
+        expect(refusal.subarray(0, 16)).toEqual(reply(number, type).subarray(0, 16));
+        expect(refusal).toHaveLength(20 + refusal.readUInt32BE(16));
+        expect(step).toMatchObject(number === SET_META ? notChosen : chosen);
+      }
+    });
+  });
+
   it("goes to transmission by EXPORT_NAME, with padding unless told otherwise", () => {
     const description = bytes(u64(DISK.size), u16(FLAGS));
     expect(converse(afterFlags(option(EXPORT_NAME))).replies).toEqual(description);
@@ -170,7 +246,8 @@ describe("NbdHandshake", () => {
 
   it.each<[string, Buffer, number, number]>([
     ["STARTTLS", option(STARTTLS), STARTTLS, UNSUP],
-    ["a metadata context", option(10, u32(0), u32(0)), 10, UNSUP],
+    ["a metadata context without structured replies", option(SET_META, metaData("", ALLOCATION)), SET_META, INVALID],
+    ["a list of metadata contexts without structured replies", option(LIST_META, metaData("")), LIST_META, INVALID],
     ["an unknown option", option(0xfffffffe, "data"), 0xfffffffe, UNSUP],
     ["LIST with data", option(LIST, "x"), LIST, INVALID],
     ["STRUCTURED_REPLY with data", option(STRUCTURED, "x"), STRUCTURED, INVALID],
@@ -225,6 +302,8 @@ describe("NbdHandshake", () => {
         option(LIST, Buffer.alloc(9000, 0x49)),
         option(INFO, infoData("nobody", 1)),
         option(INFO, infoData("", 3)),
+        option(LIST_META, metaData("")),
+        option(SET_META, metaData("disk.vhd", "base:", ALLOCATION)),
         option(GO, infoData("disk.vhd", 3)),
         bytes("\x25\x60\x95\x13 a request"),
       ),

@@ -17,12 +17,15 @@ const option = {
   info: 6,
   go: 7,
   structuredReply: 8,
+  listMetaContext: 9,
+  setMetaContext: 10,
 } as const;
 
 const reply = {
   ack: 1,
   server: 2,
   info: 3,
+  metaContext: 4,
   errUnsupported: 0x8000_0001,
   errInvalid: 0x8000_0003,
   errUnknown: 0x8000_0006,
@@ -43,9 +46,14 @@ const transmissionFlag = {
   sendFastZero: 1 << 11,
 } as const;
 
+/** The one metadata context that there is: which parts of the disk are data, holes and zeros. */
+const ALLOCATION_CONTEXT = "base:allocation";
+/** The number under which a client that chooses it gets it. */
+const ALLOCATION_CONTEXT_ID = 1;
+
 const CLIENT_FLAGS_BYTES = 4;
 const OPTION_HEADER_BYTES = 16;
-/** Room for a name of the protocol's greatest length, 4096 bytes, and any sensible list of information requests. */
+/** Room for a name of the protocol's greatest length, 4096 bytes, and any sensible list of requests. */
 const MAX_OPTION_BYTES = 8192;
 /** Options that a client may send before it has to choose an export. */
 const MAX_OPTIONS = 256;
@@ -72,7 +80,13 @@ export type HandshakeStep =
   /** More bytes are needed. */
   | { readonly kind: "more" }
   /** The client may send requests from now on; it has sent `received` already. */
-  | { readonly kind: "transmission"; readonly structuredReplies: boolean; readonly received: Uint8Array }
+  | {
+      readonly kind: "transmission";
+      readonly structuredReplies: boolean;
+      /** The id of `base:allocation`, if the client chose it. */
+      readonly allocationContext: number | undefined;
+      readonly received: Uint8Array;
+    }
   /** The connection is over, after the reply was sent. */
   | { readonly kind: "end"; readonly reason: string };
 
@@ -108,6 +122,7 @@ export class NbdHandshake {
   #noZeroes = false;
   #fixed = false;
   #structuredReplies = false;
+  #allocationContext: number | undefined;
   #options = 0;
   /** Bytes that have arrived but are not complete. */
   #received: Buffer<ArrayBufferLike> = Buffer.alloc(0);
@@ -238,6 +253,9 @@ export class NbdHandshake {
       case option.info:
       case option.go:
         return this.#infoOrGo(number, data);
+      case option.listMetaContext:
+      case option.setMetaContext:
+        return this.#metaContext(number, data);
       default:
         return this.#refuse(number, reply.errUnsupported, "this option is not supported");
     }
@@ -287,9 +305,41 @@ export class NbdHandshake {
     return number === option.go ? this.#transmission() : MORE;
   }
 
+  /** Lists metadata contexts, or chooses from them. */
+  #metaContext(number: number, data: Buffer): HandshakeStep {
+    const isSet = number === option.setMetaContext;
+    if (isSet) {
+      // Whatever becomes of this, what was chosen before is not any more.
+      this.#allocationContext = undefined;
+    }
+    if (!this.#structuredReplies) {
+      return this.#refuse(number, reply.errInvalid, "structured replies have to be negotiated first");
+    }
+    const request = parseMetaContextRequest(data);
+    if (request === undefined) {
+      return this.#refuse(number, reply.errInvalid, "the lengths in the option data don't fit");
+    }
+    if (!this.#knows(request.name)) {
+      return this.#refuse(number, reply.errUnknown, "there is no export of this name");
+    }
+    const { queries } = request;
+    // Only a list may ask for everything, or everything in a namespace.
+    const wanted = queries.has(ALLOCATION_CONTEXT) || (!isSet && (queries.size === 0 || queries.has("base:")));
+    if (wanted) {
+      const id = Buffer.alloc(4);
+      if (isSet) {
+        this.#allocationContext = ALLOCATION_CONTEXT_ID;
+        id.writeUInt32BE(ALLOCATION_CONTEXT_ID);
+      }
+      this.#reply(number, reply.metaContext, id, Buffer.from(ALLOCATION_CONTEXT));
+    }
+    return this.#reply(number, reply.ack);
+  }
+
   #transmission(): HandshakeStep {
     const received = Uint8Array.from(this.#take(this.#received.length));
-    return { kind: "transmission", structuredReplies: this.#structuredReplies, received };
+    const allocationContext = this.#allocationContext;
+    return { kind: "transmission", structuredReplies: this.#structuredReplies, allocationContext, received };
   }
 
   #knows(name: string): boolean {
@@ -352,4 +402,37 @@ function parseInfoRequest(data: Buffer): { name: string; wanted: Set<number> } |
     wanted.add(data.readUInt16BE(first + 2 * index));
   }
   return { name, wanted };
+}
+
+/** The data of the options LIST_META_CONTEXT and SET_META_CONTEXT: an export's name and queries for contexts. */
+function parseMetaContextRequest(data: Buffer): { name: string; queries: Set<string> } | undefined {
+  let at = 0;
+  const string = (): string | undefined => {
+    if (data.length - at < 4) {
+      return undefined;
+    }
+    const length = data.readUInt32BE(at);
+    at += 4;
+    if (length > data.length - at) {
+      return undefined;
+    }
+    at += length;
+    return data.toString("utf8", at - length, at);
+  };
+  const name = string();
+  if (name === undefined || data.length - at < 4) {
+    return undefined;
+  }
+  const count = data.readUInt32BE(at);
+  at += 4;
+  const queries = new Set<string>();
+  // A count that is too large ends with the data.
+  for (let index = 0; index < count; index++) {
+    const query = string();
+    if (query === undefined) {
+      return undefined;
+    }
+    queries.add(query);
+  }
+  return at === data.length ? { name, queries } : undefined;
 }

@@ -97,6 +97,7 @@ export class NbdServer {
       socket: fd,
       received: Uint8Array.from(received),
       structuredReplies: step.structuredReplies,
+      allocationContext: step.allocationContext,
       readOnly: this.#export.readOnly,
     };
     await this.#thread.attachNbd(connection, onClosed).catch((error: unknown) => {

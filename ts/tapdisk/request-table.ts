@@ -27,7 +27,7 @@ export class RequestTable {
   parts: Uint32Array;
   /** Td requests in the engine. */
   tdPending: Uint32Array;
-  /** 0, or the negative errno value that it will be answered with. */
+  /** 0, the negative errno value that it will be answered with, or of block status the number of extents. */
   status: Int32Array;
   /** When it was pulled, and when it is to be issued again, in milliseconds of the vbd's clock. */
   arrived: Float64Array;

@@ -115,7 +115,7 @@ function nbdExport(options: DiskOptions, { disk }: DiskThread): NbdExport {
     readOnly: options.readOnly,
     trim: true,
     writeZeroes: true,
-    fastZero: false,
+    fastZero: true,
     blockSize: BLOCK_SIZE,
   };
 }

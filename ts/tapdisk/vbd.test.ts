@@ -132,6 +132,28 @@ describe("Vbd", () => {
     expect(bench.vbd.idle).toBe(true);
   });
 
+  it("passes a block status request on, and the number of its extents back", () => {
+    bench.pull(
+      { slot: 5, kind: requestKind.blockStatus, flags: 8, sector: 100, segments: [[4096, SECTORS - 100]] },
+      { slot: 6, kind: requestKind.blockStatus, sector: 100, segments: [[8192, SECTORS]] },
+    );
+    const [request] = bench.issue();
+    expect(request).toMatchObject({ kind: 5, flags: 8, sector: 100, sectors: SECTORS - 100, region: 3, buffer: 4096 });
+    bench.finish([request?.tag ?? -1, 17]);
+    expect(bench.kick()).toEqual([
+      [1, 6, -errno.EINVAL, 0],
+      [1, 5, 0, 17],
+    ]);
+  });
+
+  it("retries block status as anything else", () => {
+    bench.pull({ slot: 5, kind: requestKind.blockStatus, segments: [[0, 8]] });
+    bench.finish([bench.issue()[0]?.tag ?? -1, -errno.EBUSY]);
+    expect(bench.kick()).toEqual([]);
+    bench.finish([bench.issue()[0]?.tag ?? -1, 1]);
+    expect(bench.kick()).toEqual([[1, 5, 0, 1]]);
+  });
+
   it("joins segments that are neighbours, and no others", () => {
     bench.pull({
       sector: 100,

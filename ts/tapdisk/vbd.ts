@@ -136,7 +136,7 @@ export class Vbd {
     }
   }
 
-  /** A td request of `request` is over, with 0 or a negative errno value. */
+  /** A td request of `request` is over, with a status as the engine gives it. */
   completeTdRequest(request: number, status: number, now: number): void {
     const table = this.#table;
     // An error that stays wins over one that may pass: no use in retrying then.
@@ -167,8 +167,9 @@ export class Vbd {
       const request = this.completedRequests.shift();
       words[at + response.frontEnd] = word(table.frontEnd, request);
       words[at + response.slot] = word(table.slot, request);
-      signed[at + response.status] = signedWord(table.status, request);
-      words[at + response.payload] = 0;
+      const status = signedWord(table.status, request);
+      signed[at + response.status] = Math.min(status, 0);
+      words[at + response.payload] = Math.max(status, 0);
       at += recordWords.response;
       table.release(request);
     }

@@ -130,6 +130,9 @@ pub struct Areas {
 pub struct NbdAttachOptions {
     /// The client asked for structured replies.
     pub structured_replies: bool,
+    /// The id of the metadata context `base:allocation`, if the client chose it: block status is served.
+    #[napi(ts_type = "number | undefined")]
+    pub allocation_context: Option<u32>,
     /// Whatever writes is refused.
     pub read_only: bool,
 }
@@ -242,6 +245,7 @@ impl Port {
         let socket = own(socket);
         let options = NbdOptions {
             structured_replies: options.structured_replies,
+            allocation_context: options.allocation_context,
             read_only: options.read_only,
         };
         self.with(|reactor| reactor.attach_nbd(socket?, received, options))

@@ -40,6 +40,7 @@ use std::rc::Rc;
 
 use vhd::record::{
     FRONT_END_CLOSED, FrontEndRequest, MAX_SEGMENTS, RequestKind, Response, SECTOR, Segment,
+    StatusExtent,
 };
 
 use crate::front_end::{FrontEnd, Stream, Transport};
@@ -66,6 +67,8 @@ const DIRECT_BYTES: usize = 16 << 10;
 pub struct NbdOptions {
     /// `NBD_OPT_STRUCTURED_REPLY`.
     pub structured_replies: bool,
+    /// The id of the metadata context `base:allocation`, if the client chose it (`NBD_OPT_SET_META_CONTEXT`).
+    pub allocation_context: Option<u32>,
     /// Refuse whatever writes.
     pub read_only: bool,
 }
@@ -147,8 +150,6 @@ struct Slot {
     phase: Phase,
     kind: RequestKind,
     flags: u8,
-    /// The command was NBD_CMD_READ.
-    is_read: bool,
     /// 0 or a negative errno value.
     error: i32,
     cookie: u64,
@@ -156,8 +157,8 @@ struct Slot {
     length: u32,
     memory: Option<Allocation>,
     reply: Reply,
-    /// The reply's data are in `memory`.
-    reply_data: bool,
+    /// Bytes of the reply's data, which are in `memory`.
+    reply_data: u32,
 }
 
 impl Slot {
@@ -165,23 +166,14 @@ impl Slot {
         phase: Phase::Free,
         kind: RequestKind::Flush,
         flags: 0,
-        is_read: false,
         error: 0,
         cookie: 0,
         offset: 0,
         length: 0,
         memory: None,
         reply: Reply::EMPTY,
-        reply_data: false,
+        reply_data: 0,
     };
-
-    fn data_length(&self) -> usize {
-        if self.reply_data {
-            self.length as usize
-        } else {
-            0
-        }
-    }
 }
 
 impl NbdConnection {
@@ -276,11 +268,9 @@ impl NbdConnection {
             return false;
         };
         let mut memory = None;
-        if matches!(kind, RequestKind::Read | RequestKind::Write) {
-            memory = self
-                .pool
-                .borrow_mut()
-                .allocate(&mut self.share, header.length);
+        let bytes = header.memory(kind);
+        if bytes > 0 {
+            memory = self.pool.borrow_mut().allocate(&mut self.share, bytes);
             if memory.is_none() {
                 self.blocked = true;
                 return false;
@@ -293,14 +283,13 @@ impl NbdConnection {
             phase: Phase::Arriving,
             kind,
             flags,
-            is_read: header.is_read(),
             error,
             cookie: header.cookie,
             offset: header.offset,
             length: header.length,
             memory,
             reply: Reply::EMPTY,
-            reply_data: false,
+            reply_data: 0,
         };
         if kind == RequestKind::Write {
             self.expects = Expects::Data { slot, filled: 0 };
@@ -355,25 +344,52 @@ impl NbdConnection {
         }
     }
 
-    /// Puts a reply at the end of the line.
-    fn reply(&mut self, slot: u16, status: i32) {
+    /// Puts a reply at the end of the line. `payload` is that of a [`Response`].
+    fn reply(&mut self, slot: u16, status: i32, payload: u32) {
+        let entry = &self.slots[usize::from(slot)];
+        let mut error = wire::error_value(status);
+        let mut data = 0;
+        match entry.kind {
+            // A refused request has another kind.
+            RequestKind::Read if error == 0 => data = entry.length,
+            RequestKind::BlockStatus if error == 0 => {
+                data = self.extents(slot, payload);
+                // There has to be one.
+                if data == 0 {
+                    error = wire::error_value(-libc::EIO);
+                }
+            }
+            _ => {}
+        }
         let entry = &mut self.slots[usize::from(slot)];
-        let error = wire::error_value(status);
-        entry.reply_data = entry.is_read && error == 0;
-        entry.reply = if !self.options.structured_replies {
-            Reply::simple(entry.cookie, error)
-        } else if error != 0 {
-            Reply::structured_error(entry.cookie, error)
-        } else if entry.is_read {
-            Reply::structured_data(entry.cookie, entry.offset, entry.length)
-        } else {
-            Reply::structured_none(entry.cookie)
+        entry.reply_data = data;
+        entry.reply = match (self.options.allocation_context, entry.kind) {
+            _ if !self.options.structured_replies => Reply::simple(entry.cookie, error),
+            _ if error != 0 => Reply::structured_error(entry.cookie, error),
+            (_, RequestKind::Read) => {
+                Reply::structured_data(entry.cookie, entry.offset, entry.length)
+            }
+            (Some(context), RequestKind::BlockStatus) => {
+                Reply::structured_status(entry.cookie, context, data)
+            }
+            _ => Reply::structured_none(entry.cookie),
         };
         entry.phase = Phase::Replying;
-        if !entry.reply_data {
+        if data == 0 {
             self.release_memory(slot);
         }
         self.replies.push_back(slot);
+    }
+
+    /// Makes the extents that the host put into a request's memory those of the wire. Returns their bytes.
+    fn extents(&mut self, slot: u16, extents: u32) -> u32 {
+        let room = wire::status_bytes(self.slots[usize::from(slot)].length);
+        let bytes = extents.saturating_mul(StatusExtent::BYTES).min(room);
+        let at = self.data_address(slot, 0);
+        // SAFETY: the memory has so much room; the request is over and the reply isn't being sent, so it is behind no other
+        // reference, and the kernel doesn't use it.
+        wire::encode_extents(unsafe { std::slice::from_raw_parts_mut(at, bytes as usize) });
+        bytes
     }
 
     fn release_memory(&mut self, slot: u16) {
@@ -476,7 +492,7 @@ impl FrontEnd for NbdConnection {
         if self.stage == Stage::Broken {
             self.release(slot);
         } else {
-            self.reply(slot, response.status);
+            self.reply(slot, response.status, response.payload);
         }
     }
 
@@ -490,7 +506,7 @@ impl FrontEnd for NbdConnection {
         }
         self.end();
         while let Some(slot) = self.ready.pop_front() {
-            self.reply(slot, -libc::ESHUTDOWN);
+            self.reply(slot, -libc::ESHUTDOWN, 0);
         }
     }
 
@@ -557,7 +573,7 @@ impl Stream for NbdConnection {
         for &slot in &self.replies {
             let entry = &self.slots[usize::from(slot)];
             let head = entry.reply.bytes();
-            let data = entry.data_length();
+            let data = entry.reply_data as usize;
             if vectors.len() >= limit {
                 break;
             }
@@ -589,7 +605,7 @@ impl Stream for NbdConnection {
         self.reply_sent += count;
         while let Some(&slot) = self.replies.front() {
             let entry = &self.slots[usize::from(slot)];
-            let total = entry.reply.bytes().len() + entry.data_length();
+            let total = entry.reply.bytes().len() + entry.reply_data as usize;
             if self.reply_sent < total {
                 return;
             }

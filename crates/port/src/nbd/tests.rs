@@ -7,8 +7,8 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use vhd::record::{
-    FLAG_FAST_ZERO, FLAG_FUA, FLAG_NO_HOLE, FRONT_END_CLOSED, FrontEndRequest, RequestKind,
-    Response,
+    FLAG_FAST_ZERO, FLAG_FUA, FLAG_NO_HOLE, FLAG_REQ_ONE, FRONT_END_CLOSED, FrontEndRequest,
+    RequestKind, Response, StatusExtent, max_status_extents,
 };
 
 use super::{FrontEnd, MAX_IN_FLIGHT, NbdConnection, NbdOptions, Stream};
@@ -52,12 +52,19 @@ fn connection(options: NbdOptions, received: &[u8], pool: &Rc<RefCell<Pool>>) ->
 
 const SIMPLE: NbdOptions = NbdOptions {
     structured_replies: false,
+    allocation_context: None,
     read_only: false,
 };
 const STRUCTURED: NbdOptions = NbdOptions {
     structured_replies: true,
-    read_only: false,
+    ..SIMPLE
 };
+const WITH_STATUS: NbdOptions = NbdOptions {
+    allocation_context: Some(CONTEXT),
+    ..STRUCTURED
+};
+/// The id of the metadata context.
+const CONTEXT: u32 = 0x0102_0304;
 
 /// Puts bytes in, at most `piece` at a time, as long as the connection takes them. Returns how many it took.
 fn feed(connection: &mut NbdConnection, bytes: &[u8], piece: usize) -> usize {
@@ -88,12 +95,29 @@ fn pull(connection: &mut NbdConnection) -> Vec<FrontEndRequest> {
 }
 
 fn answer(connection: &mut NbdConnection, request: &FrontEndRequest, status: i32) {
+    answer_with(connection, request, status, 0);
+}
+
+fn answer_with(
+    connection: &mut NbdConnection,
+    request: &FrontEndRequest,
+    status: i32,
+    payload: u32,
+) {
     connection.push(&Response {
         front_end: 8,
         slot: request.slot,
         status,
-        payload: 0,
+        payload,
     });
+}
+
+/// Puts extents where a block status request wants them, as the engine does.
+fn put_extents(pool: &Rc<RefCell<Pool>>, request: &FrontEndRequest, extents: &[StatusExtent]) {
+    let words = extents.iter().flat_map(StatusExtent::encode);
+    let bytes: Vec<u8> = words.flat_map(u32::to_le_bytes).collect();
+    // SAFETY: there is room for them, and the memory is ours until the request is answered.
+    unsafe { data(pool, request).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
 }
 
 /// Takes up to `most` bytes of what is to be sent.
@@ -128,7 +152,13 @@ fn data(pool: &Rc<RefCell<Pool>>, request: &FrontEndRequest) -> *mut u8 {
         segment.buffer.is_multiple_of(4096),
         "file I/O wants aligned memory"
     );
-    assert!((segment.buffer + segment.sectors * 512) as usize <= pool.borrow().len());
+    let bytes = match request.operation {
+        operation if operation == RequestKind::BlockStatus as u8 => {
+            max_status_extents(segment.sectors) * StatusExtent::BYTES
+        }
+        _ => segment.sectors * 512,
+    };
+    assert!((segment.buffer + bytes) as usize <= pool.borrow().len());
     // SAFETY: the segment lies in the pool.
     unsafe { pool.borrow().base().add(segment.buffer as usize) }
 }
@@ -177,6 +207,12 @@ fn parse_reply(
             1 => {
                 assert_eq!((u64_at(stream, 20), payload as u32 - 8), reads[&cookie]);
                 (head, length, error) = (28, payload - 8, 0);
+            }
+            5 => {
+                assert!(!reads.contains_key(&cookie), "a read has data");
+                assert_eq!(u32_at(stream, 20), CONTEXT);
+                assert!(payload > 4 && payload % 8 == 4, "whole extents");
+                (head, length, error) = (24, payload - 4, 0);
             }
             0x8001 => {
                 assert_eq!(payload, 6);
@@ -250,8 +286,10 @@ impl Client {
         let mut flags = 0;
         let mut expected = None;
         let mut refuse = |error| expected = Some(Expected::Refused(error));
+        let has_status = self.options.allocation_context.is_some();
         match kind {
-            CACHE | STATUS | 9 | 0xffff => refuse(EINVAL),
+            CACHE | 9 | 0xffff => refuse(EINVAL),
+            STATUS if !has_status => refuse(EINVAL),
             WRITE | TRIM | ZEROES if self.options.read_only => refuse(EPERM),
             FLUSH => match random.below(8) {
                 0 => (offset, _) = (512, refuse(EINVAL)),
@@ -278,7 +316,7 @@ impl Client {
             (1, FLAG_NO_HOLE),
             (2, 0),
             (4, FLAG_FAST_ZERO),
-            (3, 0),
+            (3, FLAG_REQ_ONE),
             (5, 0),
             (15, 0),
         ] {
@@ -289,13 +327,14 @@ impl Client {
                 0 => true,
                 1 | 4 => kind == ZEROES,
                 2 => kind == READ && self.options.structured_replies,
+                3 => kind == STATUS && has_status,
                 _ => false,
             };
             flags |= 1 << bit;
             if !valid {
                 // Flags are looked at first.
                 expected = Some(Expected::Refused(EINVAL));
-            } else if matches!(kind, WRITE | TRIM | ZEROES) {
+            } else if bit == 3 || matches!(kind, WRITE | TRIM | ZEROES) {
                 engine_flags |= flag;
             }
         }
@@ -318,6 +357,7 @@ impl Client {
                 WRITE => RequestKind::Write,
                 FLUSH => RequestKind::Flush,
                 TRIM => RequestKind::Discard,
+                STATUS => RequestKind::BlockStatus,
                 _ => RequestKind::WriteZeroes,
             },
             flags: engine_flags,
@@ -328,14 +368,14 @@ impl Client {
     }
 }
 
-/// Serves a request and says what the client must be told.
+/// Serves a request: its status and payload, and what the client must be told.
 fn serve(
     disk: &mut [u8],
     pool: &Rc<RefCell<Pool>>,
     request: &FrontEndRequest,
     expected: &Expected,
     random: &mut Random,
-) -> (i32, u32, Vec<u8>) {
+) -> (i32, u32, u32, Vec<u8>) {
     let Expected::Served {
         kind,
         flags,
@@ -348,7 +388,7 @@ fn serve(
             unreachable!()
         };
         assert_eq!(request.error, -(error.cast_signed()));
-        return (request.error, *error, Vec::new());
+        return (request.error, 0, *error, Vec::new());
     };
     assert_eq!(
         (request.error, request.operation, request.flags),
@@ -373,7 +413,7 @@ fn serve(
     ];
     if random.below(10) == 0 {
         let (errno, error) = failures[random.below(5) as usize];
-        return (-errno, error, Vec::new());
+        return (-errno, 0, error, Vec::new());
     }
     match kind {
         RequestKind::Read => {
@@ -382,13 +422,32 @@ fn serve(
                 data(pool, request)
                     .copy_from_nonoverlapping(disk[range.clone()].as_ptr(), range.len())
             };
-            return (0, 0, disk[range].to_vec());
+            return (0, 0, 0, disk[range].to_vec());
+        }
+        RequestKind::BlockStatus => {
+            let count = 1 + random.below(u64::from(max_status_extents(request.sectors)));
+            let extents: Vec<StatusExtent> = (0..count)
+                .map(|_| StatusExtent {
+                    sectors: 1 + random.below(1000) as u32,
+                    flags: random.below(4) as u32,
+                })
+                .collect();
+            put_extents(pool, request, &extents);
+            let words = extents
+                .iter()
+                .flat_map(|extent| [extent.sectors * 512, extent.flags]);
+            return (
+                0,
+                count as u32,
+                0,
+                words.flat_map(u32::to_be_bytes).collect(),
+            );
         }
         RequestKind::Write => disk[range].copy_from_slice(payload),
         RequestKind::WriteZeroes | RequestKind::Discard => disk[range].fill(0),
         _ => assert_eq!(request.nr_segments, 0),
     }
-    (0, 0, Vec::new())
+    (0, 0, 0, Vec::new())
 }
 
 /// How a conversation ends.
@@ -403,8 +462,10 @@ enum End {
 
 fn converse(seed: u64) {
     let mut random = Random(seed);
+    let structured_replies = random.below(2) == 0;
     let options = NbdOptions {
-        structured_replies: random.below(2) == 0,
+        structured_replies,
+        allocation_context: (structured_replies && random.below(2) == 0).then_some(CONTEXT),
         read_only: random.below(6) == 0,
     };
     let end = [
@@ -498,7 +559,7 @@ fn converse(seed: u64) {
                 for _ in 0..random.below(held.len() as u64 + 1) {
                     let request = held.swap_remove(random.below(held.len() as u64) as usize);
                     let number = order[&request.slot];
-                    let (status, error, bytes) = serve(
+                    let (status, payload, error, bytes) = serve(
                         &mut disk,
                         &pool,
                         &request,
@@ -506,7 +567,7 @@ fn converse(seed: u64) {
                         &mut random,
                     );
                     answered.insert(number, (error, bytes));
-                    answer(&mut connection, &request, status);
+                    answer_with(&mut connection, &request, status, payload);
                 }
             }
             _ => {
@@ -618,6 +679,88 @@ fn structured_replies_to_the_byte() {
         0,
     ]);
     assert_eq!(send_all(&mut connection), expected);
+}
+
+#[test]
+fn block_status_to_the_byte() {
+    let pool = pool();
+    let mut connection = connection(WITH_STATUS, &[], &pool);
+    let all = [
+        command(0, STATUS, 1, 512, 1536),
+        command(1 << 3, STATUS, 2, 0, 0xffff_fe00),
+        command(0, STATUS, 3, 0, 512),
+        command(0, STATUS, 4, 0, 512),
+    ];
+    feed(&mut connection, &all.concat(), usize::MAX);
+    let requests = pull(&mut connection);
+    let seen = |request: &FrontEndRequest| (request.flags, request.sector, request.sectors);
+    assert_eq!(
+        requests.iter().map(seen).collect::<Vec<_>>(),
+        [
+            (0, 1, 3),
+            (FLAG_REQ_ONE, 0, 0x007f_ffff),
+            (0, 0, 1),
+            (0, 0, 1)
+        ]
+    );
+    let extent = |sectors, flags| StatusExtent { sectors, flags };
+    put_extents(&pool, &requests[0], &[extent(2, 3), extent(1, 0)]);
+    put_extents(&pool, &requests[1], &[extent(0x007f_ffff, 0)]);
+    answer_with(&mut connection, &requests[0], 0, 2);
+    answer_with(&mut connection, &requests[1], 0, 1);
+    // An answer without extents is none, and more than there is room for are not believed.
+    answer_with(&mut connection, &requests[2], 0, 0);
+    put_extents(&pool, &requests[3], &[extent(1, 1)]);
+    answer_with(&mut connection, &requests[3], 0, u32::MAX);
+    let header = |kind: u16, cookie: u64, length: u32| {
+        let mut bytes = 0x668e_33efu32.to_be_bytes().to_vec();
+        bytes.extend([0, 1]);
+        bytes.extend(kind.to_be_bytes());
+        bytes.extend(cookie.to_be_bytes());
+        bytes.extend(length.to_be_bytes());
+        bytes
+    };
+    let words = |words: &[u32]| -> Vec<u8> { words.iter().flat_map(|w| w.to_be_bytes()).collect() };
+    let expected = [
+        header(5, 1, 20),
+        words(&[CONTEXT, 1024, 3, 512, 0]),
+        header(5, 2, 12),
+        words(&[CONTEXT, 0xffff_fe00, 0]),
+        header(0x8001, 3, 6),
+        vec![0, 0, 0, 5, 0, 0],
+        header(5, 4, 12),
+        words(&[CONTEXT, 512, 1]),
+    ];
+    assert_eq!(send_all(&mut connection), expected.concat());
+    let all = pool.borrow().len();
+    assert_eq!(pool.borrow().available() as usize, all);
+}
+
+#[test]
+fn block_status_needs_its_context_and_a_sensible_range() {
+    let refused = |options, flags, offset, length| {
+        let pool = pool();
+        let bytes = command(flags, STATUS, 1, offset, length);
+        let mut connection = connection(options, &bytes, &pool);
+        let requests = pull(&mut connection);
+        assert_eq!(requests.len(), 1);
+        requests[0].error == -libc::EINVAL
+    };
+    assert!(!refused(WITH_STATUS, 0, 0, 512));
+    assert!(refused(STRUCTURED, 0, 0, 512));
+    assert!(refused(SIMPLE, 0, 0, 512));
+    let without_structure = NbdOptions {
+        structured_replies: false,
+        ..WITH_STATUS
+    };
+    assert!(refused(without_structure, 0, 0, 512));
+    assert!(refused(WITH_STATUS, 0, 0, 0));
+    assert!(refused(WITH_STATUS, 0, 0, 513));
+    assert!(refused(WITH_STATUS, 0, 1, 512));
+    assert!(refused(WITH_STATUS, 0, u64::MAX - 511, 512));
+    assert!(refused(WITH_STATUS, 1 << 2, 0, 512));
+    // FUA means nothing here, and is allowed with everything.
+    assert!(!refused(WITH_STATUS, 1, 0, 512));
 }
 
 #[test]

@@ -3,7 +3,10 @@
 //! Numbers and rules are those of the NBD project's protocol document (`doc/proto.md`, sections «Transmission phase», «Size
 //! constraints» and «Error values»). Everything on the wire is big-endian.
 
-use vhd::record::{FLAG_FAST_ZERO, FLAG_FUA, FLAG_NO_HOLE, RequestKind, SECTOR};
+use vhd::record::{
+    FLAG_FAST_ZERO, FLAG_FUA, FLAG_NO_HOLE, FLAG_REQ_ONE, RequestKind, SECTOR, StatusExtent,
+    max_status_extents,
+};
 
 use super::NbdOptions;
 use crate::pool::MAX_ALLOCATION;
@@ -24,6 +27,7 @@ const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
 const REPLY_FLAG_DONE: u16 = 1;
 const REPLY_TYPE_NONE: u16 = 0;
 const REPLY_TYPE_OFFSET_DATA: u16 = 1;
+const REPLY_TYPE_BLOCK_STATUS: u16 = 5;
 const REPLY_TYPE_ERROR: u16 = 1 << 15 | 1;
 
 const CMD_READ: u16 = 0;
@@ -32,10 +36,12 @@ const CMD_DISC: u16 = 2;
 const CMD_FLUSH: u16 = 3;
 const CMD_TRIM: u16 = 4;
 const CMD_WRITE_ZEROES: u16 = 6;
+const CMD_BLOCK_STATUS: u16 = 7;
 
 const CMD_FLAG_FUA: u16 = 1 << 0;
 const CMD_FLAG_NO_HOLE: u16 = 1 << 1;
 const CMD_FLAG_DF: u16 = 1 << 2;
+const CMD_FLAG_REQ_ONE: u16 = 1 << 3;
 const CMD_FLAG_FAST_ZERO: u16 = 1 << 4;
 
 /// A request's header.
@@ -63,9 +69,13 @@ impl Header {
         })
     }
 
-    /// Only a read's successful reply carries data.
-    pub fn is_read(&self) -> bool {
-        self.command == CMD_READ
+    /// Bytes of memory that a request of this kind takes.
+    pub fn memory(&self, kind: RequestKind) -> u32 {
+        match kind {
+            RequestKind::Read | RequestKind::Write => self.length,
+            RequestKind::BlockStatus => status_bytes(self.length),
+            _ => 0,
+        }
     }
 
     /// Decides what is to become of the request.
@@ -77,7 +87,11 @@ impl Header {
             CMD_FLUSH => RequestKind::Flush,
             CMD_TRIM => RequestKind::Discard,
             CMD_WRITE_ZEROES => RequestKind::WriteZeroes,
-            // NBD_CMD_BLOCK_STATUS will have its place here once a metadata context can be negotiated.
+            CMD_BLOCK_STATUS
+                if options.structured_replies && options.allocation_context.is_some() =>
+            {
+                RequestKind::BlockStatus
+            }
             _ => {
                 return Verdict::Refuse {
                     errno: libc::EINVAL,
@@ -111,6 +125,7 @@ impl Header {
                 // There is one content chunk in every reply, so this is always granted.
                 RequestKind::Read if options.structured_replies => CMD_FLAG_DF,
                 RequestKind::WriteZeroes => CMD_FLAG_NO_HOLE | CMD_FLAG_FAST_ZERO,
+                RequestKind::BlockStatus => CMD_FLAG_REQ_ONE,
                 _ => 0,
             };
         if self.flags & !known != 0 {
@@ -137,15 +152,11 @@ impl Header {
         {
             return Err(libc::EINVAL);
         }
-        let flag = |bit, flag| {
-            if writes && self.flags & bit != 0 {
-                flag
-            } else {
-                0
-            }
-        };
-        Ok(flag(CMD_FLAG_FUA, FLAG_FUA)
+        let flag = |bit, flag| if self.flags & bit != 0 { flag } else { 0 };
+        let fua = if writes { FLAG_FUA } else { 0 };
+        Ok(flag(CMD_FLAG_FUA, fua)
             | flag(CMD_FLAG_NO_HOLE, FLAG_NO_HOLE)
+            | flag(CMD_FLAG_REQ_ONE, FLAG_REQ_ONE)
             | flag(CMD_FLAG_FAST_ZERO, FLAG_FAST_ZERO))
     }
 }
@@ -214,12 +225,37 @@ impl Reply {
         Self::chunk(cookie, REPLY_TYPE_OFFSET_DATA, 8 + length).put(&offset.to_be_bytes())
     }
 
+    /// The whole of a structured reply to a block status request: this and `length` bytes of extents in one metadata context.
+    pub fn structured_status(cookie: u64, context: u32, length: u32) -> Self {
+        Self::chunk(cookie, REPLY_TYPE_BLOCK_STATUS, 4 + length).put(&context.to_be_bytes())
+    }
+
     /// The whole of a structured reply with an error, without a message. An error with an offset would say that the rest of
     /// the range is fine, which nobody here knows.
     pub fn structured_error(cookie: u64, error: u32) -> Self {
         Self::chunk(cookie, REPLY_TYPE_ERROR, 6)
             .put(&error.to_be_bytes())
             .put(&0u16.to_be_bytes())
+    }
+}
+
+/// Bytes of the longest answer to a block status request for `length` bytes.
+pub(super) fn status_bytes(length: u32) -> u32 {
+    max_status_extents(length / SECTOR as u32) * StatusExtent::BYTES
+}
+
+/// Makes the engine's extents, little-endian in sectors, those of the wire: big-endian in bytes. The flags are the same.
+pub(super) fn encode_extents(records: &mut [u8]) {
+    for record in records
+        .as_chunks_mut::<{ StatusExtent::BYTES as usize }>()
+        .0
+    {
+        let [a, b, c, d, e, f, g, h] = *record;
+        let words = [[a, b, c, d], [e, f, g, h]].map(u32::from_le_bytes);
+        let StatusExtent { sectors, flags } = StatusExtent::decode(&words);
+        let bytes = sectors.wrapping_mul(SECTOR as u32);
+        record[..4].copy_from_slice(&bytes.to_be_bytes());
+        record[4..].copy_from_slice(&flags.to_be_bytes());
     }
 }
 
