@@ -16,7 +16,7 @@ use std::rc::Rc;
 
 use crate::core::Core;
 use crate::discard::Released;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::extend::sync_leaf;
 use crate::format::bat::{self, ENTRIES_PER_SECTOR};
 use crate::io::Io;
@@ -34,8 +34,11 @@ pub(crate) struct CommitState {
     pub(crate) running: bool,
     /// The image was changed since it was opened.
     pub(crate) modified: bool,
-    /// A sync failed with this errno and nobody was told yet: the next flush is.
+    /// A sync failed with this errno and no flush was told yet: the next one is.
     pub(crate) sync_error: Option<i32>,
+    /// Writes with smaller numbers that were in flight when a sync failed, and how it failed: some of their data may be
+    /// lost with it, and no later sync would tell.
+    pub(crate) doubtful: Option<(u64, i32)>,
     /// BAT sectors with entries that are not on disk.
     dirty_bat: BTreeSet<u32>,
     /// Places that blocks were given since.
@@ -79,41 +82,47 @@ struct Round {
 /// Task: commits until nobody waits for another one.
 pub(crate) async fn commit(core: Rc<RefCell<Core>>, io: Io) {
     loop {
-        let (waiters, failed) = {
-            let mut core = core.borrow_mut();
-            core.commit.wanted = false;
-            let waiters = std::mem::take(&mut core.commit.waiters);
-            let failed = if waiters.is_empty() {
-                None
-            } else {
-                core.commit.sync_error.take()
-            };
-            (waiters, failed)
-        };
-        let outcome = match failed {
-            Some(errno) => Err(Error::io("file", 0, errno)),
-            None => run(&core, &io).await,
-        };
+        let waiters = begin(&mut core.borrow_mut());
+        let outcome = run(&core, &io).await;
         let mut core = core.borrow_mut();
         if let Err(error) = &outcome {
             // They wait for a commit that makes bitmaps clean, which may never succeed.
             core.fail_starved(error.errno);
-            if !waiters.is_empty() {
+            if waiters.iter().any(|waiter| core.is_flush(*waiter)) {
                 core.commit.sync_error = None;
             }
         }
         for waiter in waiters {
-            if let (Err(error), Some(request)) = (&outcome, core.requests.get_mut(waiter as usize))
-            {
-                request.status = -error.errno;
+            match &outcome {
+                Ok(()) => core.finish(waiter),
+                Err(error) => core.fail_waiter(waiter, error.errno),
             }
-            core.finish(waiter);
         }
         if core.commit.waiters.is_empty() {
             core.commit.running = false;
             return;
         }
     }
+}
+
+/// Takes those who wait. A flush that comes after a failed sync is told of it instead: it can't make durable what that
+/// lost. A write with FUA waits for its own data only.
+fn begin(core: &mut Core) -> Vec<u32> {
+    core.commit.wanted = false;
+    let waiters = std::mem::take(&mut core.commit.waiters);
+    let (flushes, writes): (Vec<u32>, Vec<u32>) = waiters
+        .into_iter()
+        .partition(|waiter| core.is_flush(*waiter));
+    if flushes.is_empty() {
+        return writes;
+    }
+    let Some(errno) = core.commit.sync_error.take() else {
+        return [flushes, writes].concat();
+    };
+    for flush in flushes {
+        core.fail_waiter(flush, errno);
+    }
+    writes
 }
 
 /// Makes everything durable that was written before the call.

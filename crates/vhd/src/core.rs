@@ -633,10 +633,7 @@ impl Core {
         if request.parts > 0 {
             return;
         }
-        if matches!(
-            request.kind,
-            RequestKind::Write | RequestKind::WriteZeroes | RequestKind::Discard
-        ) {
+        if request.changes_disk() {
             self.commit.modified = true;
             if request.flags & FLAG_FUA != 0 && request.status == 0 {
                 request.parts = 1;
@@ -654,11 +651,33 @@ impl Core {
         self.commit.waiters.push(index);
     }
 
-    /// Ends a request with the status that it has.
+    /// Whether a request that waits for a commit is a flush.
+    pub(crate) fn is_flush(&self, index: u32) -> bool {
+        self.requests
+            .get(index as usize)
+            .is_some_and(|request| request.kind == RequestKind::Flush)
+    }
+
+    /// Ends a request that waits for a commit with a (positive) errno value.
+    pub(crate) fn fail_waiter(&mut self, index: u32, errno: i32) {
+        if let Some(request) = self.requests.get_mut(index as usize) {
+            request.status = -errno;
+        }
+        self.finish(index);
+    }
+
+    /// Ends a request with the status that it has, unless a sync failed meanwhile that may have lost its data.
     pub(crate) fn finish(&mut self, index: u32) {
-        let Some(request) = self.requests.try_remove(index as usize) else {
+        let Some(mut request) = self.requests.try_remove(index as usize) else {
             return;
         };
+        if let Some((before, errno)) = self.commit.doubtful
+            && request.status == 0
+            && request.sequence < before
+            && request.changes_disk()
+        {
+            request.status = -errno;
+        }
         let status = match &request.description {
             Some(description) if request.status == 0 => description.extents(),
             _ => request.status,

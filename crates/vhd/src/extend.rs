@@ -191,6 +191,7 @@ async fn sync_file(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
             core.allocator.rewrite = true;
             core.allocator.failed_syncs += 1;
             core.commit.sync_error = Some(error.errno);
+            core.commit.doubtful = Some((core.next_sequence, error.errno));
         }
     }
     outcome

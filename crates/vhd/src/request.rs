@@ -53,6 +53,16 @@ impl Source {
     }
 }
 
+impl Request {
+    /// Whether it leaves something on the disk.
+    pub(crate) fn changes_disk(&self) -> bool {
+        matches!(
+            self.kind,
+            RequestKind::Write | RequestKind::WriteZeroes | RequestKind::Discard
+        )
+    }
+}
+
 /// A contiguous part of a request, to be looked up in one image of the chain.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Piece {

@@ -130,7 +130,7 @@ fn run(
         slots: [None; SLOTS],
         fill: 0,
     };
-    let mut pick = support::random_numbers(seed);
+    let mut random = support::Random(seed);
     assert_eq!(
         host.open(driver, false).expect("the image opens").sectors,
         sectors
@@ -202,7 +202,7 @@ fn run(
             Step::Complete(count) => {
                 for _ in 0..count {
                     if !host.in_flight.is_empty() {
-                        let index = pick(host.in_flight.len());
+                        let index = random.below(host.in_flight.len());
                         host.complete(index);
                     }
                 }
@@ -213,7 +213,7 @@ fn run(
             }
             Step::Reopen => {
                 while !host.in_flight.is_empty() {
-                    let index = pick(host.in_flight.len());
+                    let index = random.below(host.in_flight.len());
                     host.complete(index);
                 }
                 drain(&mut host, &mut model);

@@ -1,15 +1,31 @@
 //! A host for the engine in memory: files and guest memory are byte vectors, and the test decides in which order
 //! operations end and which of them fail.
+//!
+//! | to test | use |
+//! |---|---|
+//! | requests one by one | [`Host`]: `request`, `read_disk`, `open`, `close` |
+//! | failing operations | [`Host::fault`] |
+//! | a job that must survive power cuts | [`jobs::run`], with an example |
+//! | a guest's work under power cuts | [`guest::Guest`]: `steps`, then perhaps a job on its host, then more steps |
+//! | anything else under power cuts | [`Host::power`] with [`cuts::Explorer::cut`] after every step |
+//! | with random input | [`until`] an explorer has seen enough, or proptest with [`cases`] |
+//!
+//! `power.rs` says what a power cut may do to files, `images.rs` builds images as other programs leave them.
 
 // Each test program uses its own part of this.
 #![allow(dead_code)]
 
+pub mod cuts;
+pub mod guest;
 pub mod images;
+pub mod jobs;
 pub mod power;
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 
-use proptest::test_runner::Config;
+use proptest::strategy::Strategy;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use vhd::record::{Completion, Finished, Op, OpKind, REGION_STAGING, RequestKind, TdRequest};
 use vhd::{
@@ -30,21 +46,55 @@ pub fn cases(cases: u32) -> Config {
     }
 }
 
-/// A generator of numbers below its argument, the same for the same seed.
-pub fn random_numbers(seed: u64) -> impl FnMut(usize) -> usize {
-    let mut state = seed;
-    move |below| {
-        state = state
+/// Tries a property with one input after the other until it says `false`: enough. The inputs follow from a seed, which
+/// `TAPVHD_SEED` sets; an input with which the property fails is made smaller, and both are told.
+pub fn until<S: Strategy>(strategy: S, property: impl Fn(S::Value) -> bool) {
+    let seed = std::env::var("TAPVHD_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(1_u64);
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&seed.to_le_bytes());
+    let config = Config {
+        failure_persistence: None,
+        max_shrink_iters: 2000,
+        ..Config::default()
+    };
+    let mut runner =
+        TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &key));
+    let more = Cell::new(true);
+    while more.get() {
+        let input = strategy.new_tree(&mut runner).expect("inputs can be made");
+        let outcome = runner.run_one(input, |input| {
+            more.set(property(input));
+            Ok(())
+        });
+        if let Err(error) = outcome {
+            panic!("TAPVHD_SEED={seed}: {error}");
+        }
+    }
+}
+
+/// Random numbers, the same for the same seed.
+#[derive(Clone, Debug)]
+pub struct Random(pub u64);
+
+impl Random {
+    /// A number below `limit`.
+    pub fn below(&mut self, limit: usize) -> usize {
+        self.0 = self
+            .0
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) as usize % below
+        (self.0 >> 33) as usize % limit
     }
 }
 
 /// The region number of the guest's memory.
 pub const GUEST: u32 = 1;
 
-/// Decides about an operation: `Some(result)` is what it comes to, without being carried out.
+/// Decides about an operation: `Some(result)` is what it comes to. It is not carried out then, but for the bytes that a
+/// short transfer says it moved.
 pub type Fault = Box<dyn FnMut(&Op) -> Option<i32>>;
 
 /// An engine, its files and its guest's memory.
@@ -87,9 +137,12 @@ impl Host {
     pub fn run(&mut self) {
         self.engine.run();
         while let Some(op) = self.engine.take_op() {
-            let written = (op.kind == OpKind::Write).then(|| self.buffer(&op));
-            if let Some(power) = &mut self.power {
-                power.issued(&op, written.as_deref());
+            if self.power.is_some() {
+                let carried = self.carried(&op);
+                let size = self.files.get(usize::from(op.file)).map_or(0, Vec::len);
+                if let Some(power) = &mut self.power {
+                    power.issued(&op, size, carried);
+                }
             }
             self.in_flight.push(op);
         }
@@ -98,30 +151,56 @@ impl Host {
         }
     }
 
-    /// Carries out the operation in flight with this index and tells the engine.
-    pub fn complete(&mut self, index: usize) {
+    /// Carries out the operation in flight with this index and tells the engine. Returns the operation and its result.
+    pub fn complete(&mut self, index: usize) -> (Op, i32) {
         let op = self.in_flight.swap_remove(index);
         let fault = self.fault.as_mut().and_then(|fault| fault(&op));
-        let result = fault.unwrap_or_else(|| self.carry_out(&op));
+        let result = match fault {
+            Some(moved) if moved > 0 => self.carry_out(&Op {
+                length: op.length.min(moved as u64),
+                ..op
+            }),
+            Some(failed) => failed,
+            None => self.carry_out(&op),
+        };
         self.counts[op.kind as usize] += 1;
-        if let Some(power) = self.power.as_mut().filter(|_| result >= 0) {
-            power.completed(&op);
+        let moves = matches!(op.kind, OpKind::Write | OpKind::CopyRange);
+        let expected = if moves { op.length as i32 } else { 0 };
+        if let Some(power) = &mut self.power {
+            power.ended(&op, result == expected);
         }
         self.engine.complete(Completion { id: op.id, result });
         self.run();
+        (op, result)
     }
 
-    /// The bytes in an operation's buffer.
-    fn buffer(&mut self, op: &Op) -> Vec<u8> {
-        let range = op.buffer as usize..op.buffer as usize + op.length as usize;
-        match op.region {
-            REGION_STAGING => self.engine.with_staging(|bytes| bytes[range].to_vec()),
-            _ => self.guest[range].to_vec(),
+    /// The bytes that an operation brings into a file.
+    fn carried(&mut self, op: &Op) -> Option<Vec<u8>> {
+        let length = op.length as usize;
+        let range = op.buffer as usize..op.buffer as usize + length;
+        match (op.kind, op.region) {
+            (OpKind::CopyRange, _) => {
+                let source = &self.files[usize::from(op.source_file)];
+                let start = (op.source_offset as usize).min(source.len());
+                Some(source[start..source.len().min(start + length)].to_vec())
+            }
+            (OpKind::Write, REGION_STAGING) => {
+                Some(self.engine.with_staging(|bytes| bytes[range].to_vec()))
+            }
+            (OpKind::Write, _) => Some(self.guest[range].to_vec()),
+            _ => None,
         }
     }
 
     fn carry_out(&mut self, op: &Op) -> i32 {
         let (offset, length, buffer) = (op.offset as usize, op.length as usize, op.buffer as usize);
+        if op.kind == OpKind::CopyRange {
+            let bytes = self.carried(op).unwrap_or_default();
+            let file = &mut self.files[usize::from(op.file)];
+            file.resize(file.len().max(offset + bytes.len()), 0);
+            file[offset..offset + bytes.len()].copy_from_slice(&bytes);
+            return bytes.len() as i32;
+        }
         let Self {
             files,
             guest,
@@ -137,17 +216,6 @@ impl Host {
             let target = &mut guest[buffer..buffer + length];
             engine.with_staging(|bytes| target.copy_from_slice(&bytes[source..source + length]));
             return 0;
-        }
-        if op.kind == OpKind::CopyRange {
-            let source = &files[usize::from(op.source_file)];
-            let start = (op.source_offset as usize).min(source.len());
-            let bytes = source[start..source.len().min(start + length)].to_vec();
-            let file = &mut files[usize::from(op.file)];
-            if file.len() < offset + bytes.len() {
-                file.resize(offset + bytes.len(), 0);
-            }
-            file[offset..offset + bytes.len()].copy_from_slice(&bytes);
-            return bytes.len() as i32;
         }
         let file = &mut files[usize::from(op.file)];
         let mut with_buffer = |action: &mut dyn FnMut(&mut [u8])| match op.region {
@@ -197,7 +265,7 @@ impl Host {
                 data.len() as i32
             }
             OpKind::CopyRange | OpKind::ZeroBuffer | OpKind::CopyToBuffer => {
-                unreachable!("not an operation on one file")
+                unreachable!("dealt with above")
             }
         }
     }
@@ -215,6 +283,9 @@ impl Host {
         self.settle();
         while let Some(want) = self.engine.want() {
             let answer = self.fulfil(want);
+            if let Some(power) = &mut self.power {
+                power.names_synced();
+            }
             self.engine.provide(answer);
             self.settle();
         }
@@ -225,7 +296,8 @@ impl Host {
     }
 
     /// Does what a job wants. Files that are removed keep their numbers, without a name.
-    fn fulfil(&mut self, want: Want) -> Result<Answer, i32> {
+    pub fn fulfil(&mut self, want: Want) -> Result<Answer, i32> {
+        let power = self.power.as_mut();
         let named = |path: &str| self.names.iter().position(|name| name == path);
         match want {
             Want::Open { path, access, .. } => {
@@ -235,6 +307,9 @@ impl Host {
                     (None, Access::Create) => {
                         self.names.push(path.clone());
                         self.files.push(Vec::new());
+                        if let Some(power) = power {
+                            power.created(&path);
+                        }
                         self.files.len() - 1
                     }
                     (None, _) => return Err(2),
@@ -253,12 +328,18 @@ impl Host {
                 if let Some(replaced) = named(&to) {
                     self.names[replaced].clear();
                 }
+                if let Some(power) = power {
+                    power.renamed(&from, &to);
+                }
                 self.names[file] = to;
                 Ok(Answer::Done)
             }
             Want::Remove { path } => {
                 let file = named(&path).ok_or(2)?;
                 self.names[file].clear();
+                if let Some(power) = power {
+                    power.removed(&path);
+                }
                 Ok(Answer::Done)
             }
             Want::FreeSpace { .. } => Ok(Answer::FreeSpace(1 << 40)),
