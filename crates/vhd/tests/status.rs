@@ -258,12 +258,12 @@ fn run(chain: Chain, cache: usize, steps: &[Step], seed: u64) {
     let data = steps.len() as u32 * ROOM;
     let mut host = Host::with_cache(files, (data + SECTORS as u32 * 512) as usize, cache);
     host.open(Driver::Vhd, false).expect("the chain opens");
-    let mut pick = support::random_numbers(seed);
+    let mut random = support::Random(seed);
     let mut expected: Vec<Option<Vec<(u32, u32)>>> = vec![None; steps.len()];
     for (tag, step) in (0..).zip(steps) {
         let changes = matches!(step, Step::Write { .. } | Step::Erase { .. } | Step::Reopen);
         while changes && !host.in_flight.is_empty() {
-            let index = pick(host.in_flight.len());
+            let index = random.below(host.in_flight.len());
             host.complete(index);
         }
         match *step {
@@ -292,7 +292,7 @@ fn run(chain: Chain, cache: usize, steps: &[Step], seed: u64) {
             Step::Complete(count) => {
                 for _ in 0..count {
                     if !host.in_flight.is_empty() {
-                        let index = pick(host.in_flight.len());
+                        let index = random.below(host.in_flight.len());
                         host.complete(index);
                     }
                 }
@@ -324,7 +324,7 @@ fn run(chain: Chain, cache: usize, steps: &[Step], seed: u64) {
         check(&mut host, &mut expected);
     }
     while !host.in_flight.is_empty() {
-        let index = pick(host.in_flight.len());
+        let index = random.below(host.in_flight.len());
         host.complete(index);
     }
     check(&mut host, &mut expected);

@@ -155,8 +155,9 @@ impl Host {
     pub fn complete(&mut self, index: usize) -> (Op, i32) {
         let op = self.in_flight.swap_remove(index);
         let fault = self.fault.as_mut().and_then(|fault| fault(&op));
+        let moves = matches!(op.kind, OpKind::Read | OpKind::Write | OpKind::CopyRange);
         let result = match fault {
-            Some(moved) if moved > 0 => self.carry_out(&Op {
+            Some(moved) if moves && moved > 0 => self.carry_out(&Op {
                 length: op.length.min(moved as u64),
                 ..op
             }),
@@ -164,7 +165,6 @@ impl Host {
             None => self.carry_out(&op),
         };
         self.counts[op.kind as usize] += 1;
-        let moves = matches!(op.kind, OpKind::Write | OpKind::CopyRange);
         let expected = if moves { op.length as i32 } else { 0 };
         if let Some(power) = &mut self.power {
             power.ended(&op, result == expected);
