@@ -20,14 +20,14 @@ export function scattered(size: number, count: number, seed: number): Extent[] {
   });
 }
 
-/** How many blocks of an image have some of their sectors, but not all. */
-export function partialBlocks(path: string): number {
+/** For each block of an image that is there, by its number: which of its sectors are. */
+function bitmaps(path: string): Map<number, boolean[]> {
   const file = readFileSync(path);
   const header = Number(file.readBigUInt64BE(16));
   const table = Number(file.readBigUInt64BE(header + 16));
   const sectorsPerBlock = file.readUInt32BE(header + 32) / SECTOR;
   const size = Number(file.readBigUInt64BE(48)) / SECTOR;
-  let partial = 0;
+  const blocks = new Map<number, boolean[]>();
   for (let block = 0; block * sectorsPerBlock < size; block++) {
     const place = file.readUInt32BE(table + block * 4);
     if (place === UNUSED) continue;
@@ -35,7 +35,25 @@ export function partialBlocks(path: string): number {
     const bits = Array.from({ length: sectors }, (_, sector) => {
       return ((file[place * SECTOR + (sector >> 3)] ?? 0) & (0x80 >> (sector & 7))) !== 0;
     });
-    if (bits.includes(true) && bits.includes(false)) partial++;
+    blocks.set(block, bits);
   }
-  return partial;
+  return blocks;
+}
+
+/** How many blocks of an image have some of their sectors, but not all. */
+export function partialBlocks(path: string): number {
+  return [...bitmaps(path).values()].filter((bits) => bits.includes(true) && bits.includes(false)).length;
+}
+
+/** Which sectors of a disk are in any image of its chain, all of one block size. */
+export function sectorsInChain(paths: readonly string[], size: number, blockSize: number): boolean[] {
+  const present = Array.from({ length: size / SECTOR }, () => false);
+  for (const path of paths) {
+    for (const [block, bits] of bitmaps(path)) {
+      for (const [sector, bit] of bits.entries()) {
+        if (bit) present[(block * blockSize) / SECTOR + sector] = true;
+      }
+    }
+  }
+  return present;
 }

@@ -63,10 +63,10 @@ export async function readWithLibvhdi(path: string): Promise<Buffer> {
   return content;
 }
 
-/** The whole disk, as tapdisk serves it to nbdcopy. */
+/** The whole disk, as tapdisk serves it to nbdcopy, which reads what is a hole too. */
 export async function readThrough({ uri }: Tapdisk): Promise<Buffer> {
   const raw = join(temporaryDirectory(), "disk.raw");
-  await run("nbdcopy", [uri, raw]);
+  await run("nbdcopy", ["--no-extents", uri, raw]);
   return readFileSync(raw);
 }
 

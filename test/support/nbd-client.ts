@@ -7,8 +7,17 @@
 import { once } from "node:events";
 import { connect, type Socket } from "node:net";
 
-export const command = { read: 0, write: 1, disc: 2, flush: 3, trim: 4, cache: 5, writeZeroes: 6 } as const;
-export const commandFlag = { fua: 1, noHole: 2, df: 4 } as const;
+export const command = {
+  read: 0,
+  write: 1,
+  disc: 2,
+  flush: 3,
+  trim: 4,
+  cache: 5,
+  writeZeroes: 6,
+  blockStatus: 7,
+} as const;
+export const commandFlag = { fua: 1, noHole: 2, df: 4, reqOne: 8, fastZero: 16 } as const;
 /** The protocol's error numbers. */
 export const nbdError = { EPERM: 1, EIO: 5, ENOMEM: 12, EINVAL: 22, ENOSPC: 28, EOVERFLOW: 75, ENOTSUP: 95 } as const;
 
@@ -16,18 +25,26 @@ const OPTION_MAGIC = 0x49484156454f5054n;
 const REQUEST_MAGIC = 0x25609513;
 const SIMPLE_REPLY_MAGIC = 0x67446698;
 const STRUCTURED_REPLY_MAGIC = 0x668e33ef;
-const option = { go: 7, structuredReply: 8 } as const;
-const chunk = { none: 0, data: 1, hole: 2, error: 0x8001, errorOffset: 0x8002 } as const;
+const option = { go: 7, structuredReply: 8, setMetaContext: 10 } as const;
+const chunk = { none: 0, data: 1, hole: 2, blockStatus: 5, error: 0x8001, errorOffset: 0x8002 } as const;
 const DONE = 1;
 
-/** What a request came to: an error number (0 is good), and the data of a read. */
+/** Neighbouring bytes with the same block status. */
+export interface StatusExtent {
+  readonly length: number;
+  readonly flags: number;
+}
+
+/** What a request came to: an error number (0 is good), the data of a read, and the extents of a block status request. */
 export interface Reply {
   readonly error: number;
   readonly data: Buffer;
+  readonly extents: readonly StatusExtent[];
 }
 
 interface Pending {
   readonly data: Buffer;
+  readonly extents: StatusExtent[];
   readonly offset: bigint;
   error: number;
   readonly resolve: (reply: Reply) => void;
@@ -97,8 +114,11 @@ export class NbdClient {
     });
   }
 
-  /** Connects and shakes hands. */
-  static async connect(path: string, options: { structuredReplies?: boolean } = {}): Promise<NbdClient> {
+  /** Connects and shakes hands; chooses the metadata context `base:allocation` where told to. */
+  static async connect(
+    path: string,
+    options: { structuredReplies?: boolean; blockStatus?: boolean } = {},
+  ): Promise<NbdClient> {
     const socket = connect(path);
     await once(socket, "connect");
     const reader = new Reader(socket);
@@ -110,6 +130,18 @@ export class NbdClient {
     if (options.structuredReplies ?? true) {
       socket.write(optionBytes(option.structuredReply, Buffer.alloc(0)));
       await optionReply(reader, option.structuredReply);
+    }
+    if (options.blockStatus) {
+      const context = "base:allocation";
+      // The empty name, and one query.
+      const query = Buffer.concat([
+        Buffer.from([0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, context.length]),
+        Buffer.from(context),
+      ]);
+      socket.write(optionBytes(option.setMetaContext, query));
+      const { type, data } = await optionReply(reader, option.setMetaContext);
+      if (type !== 4 || data.toString("latin1", 4) !== context) throw new Error("the context can't be had");
+      await optionReply(reader, option.setMetaContext);
     }
     socket.write(optionBytes(option.go, Buffer.alloc(6))); // the empty name, no information wanted
     let size = 0;
@@ -162,7 +194,7 @@ export class NbdClient {
         return;
       }
       const data = Buffer.alloc(type === command.read ? length : 0);
-      this.#pending.set(cookie, { data, offset: BigInt(offset), error: 0, resolve, reject });
+      this.#pending.set(cookie, { data, extents: [], offset: BigInt(offset), error: 0, resolve, reject });
       this.socket.write(NbdClient.requestBytes(type, offset, length, cookie, flags));
       if (payload.length > 0) this.socket.write(payload);
     });
@@ -203,6 +235,10 @@ export class NbdClient {
     const pending = this.#find(cookie);
     if (type === chunk.data) {
       payload.copy(pending.data, Number(payload.readBigUInt64BE(0) - pending.offset), 8);
+    } else if (type === chunk.blockStatus) {
+      for (let at = 4; at < payload.length; at += 8) {
+        pending.extents.push({ length: payload.readUInt32BE(at), flags: payload.readUInt32BE(at + 4) });
+      }
     } else if (type === chunk.error || type === chunk.errorOffset) {
       pending.error = payload.readUInt32BE(0);
     } else if (type !== chunk.none && type !== chunk.hole) {
@@ -220,7 +256,7 @@ export class NbdClient {
   #finish(cookie: bigint, error: number): void {
     const pending = this.#find(cookie);
     this.#pending.delete(cookie);
-    pending.resolve({ error, data: pending.data });
+    pending.resolve({ error, data: pending.data, extents: pending.extents });
   }
 }
 
