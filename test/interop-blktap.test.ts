@@ -125,12 +125,28 @@ describe("images that the original wrote", () => {
     });
     applyExtents(content, [zeros]);
     await expectValid(leaf);
+    expect(fullBlocks(leaf)).toBe(0);
     expectSame(await readWithOriginal(leaf), content, "by the original");
     const piece = { offset: BLOCK + 5 * SECTOR, data: pattern(SECTOR, 5) };
     await writeWithOriginal(leaf, [piece]);
     applyExtents(content, [piece]);
     await expectValid(leaf);
     expectSame(await whileServed(`vhd:${leaf}`, [], readThrough), content, "by ours");
+  });
+
+  test.each([1, 2])("get their batmaps back that vhd-util set destroyed: %i levels", async (levels) => {
+    const { leaf, content } = await makeChain(levels, 0);
+    await vhdUtil("set", "-n", leaf, "-f", "marker", "-v", "5");
+    expect((await check(leaf, [])).status).not.toBe(0);
+    const tapdisk = await serve(`vhd:${leaf}`);
+    expectSame(await readThrough(tapdisk), content, "by ours");
+    await tapdisk.stop("tapdisk: warning: the batmap is wrong and not used: its checksum is not that of its map\n");
+    await expectValid(leaf);
+    expect(await vhdUtil("query", "-n", leaf, "-m")).toContain("5");
+    const extents = extentsFor(3);
+    await writeWithOriginal(leaf, extents);
+    applyExtents(content, extents);
+    expectSame(await readWithOriginal(leaf), content, "by the original");
   });
 
   test("that are hidden are served, and stay hidden", async () => {

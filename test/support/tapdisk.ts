@@ -32,11 +32,11 @@ export class Tapdisk {
     return path;
   }
 
-  /** Ends it as its user would. It must finish its work and exit with 0, with nothing to complain about. */
-  async stop(): Promise<void> {
+  /** Ends it as its user would. It must finish its work and exit with 0, with nothing to complain about but `complaint`. */
+  async stop(complaint = ""): Promise<void> {
     this.program.signal("SIGTERM");
     const { status, stderr } = await this.program.outcome(STOP_SECONDS);
-    expect({ status, stderr }).toEqual({ status: 0, stderr: "" });
+    expect({ status, stderr }).toEqual({ status: 0, stderr: complaint });
   }
 
   /** Ends it as a crash would. */

@@ -4,7 +4,7 @@
 //! takes the bits and BAT entries that are not on disk as they are when it begins, and then
 //!
 //! 1. syncs, if any of those bits may be set before its data are durable, or any entry may name a block whose extent is
-//!    not durable (a barrier);
+//!    not durable (a barrier), or blktap's batmap says what these entries would make wrong (`batmap_state.rs`);
 //! 2. writes the bitmaps and BAT sectors, neighbours together;
 //! 3. syncs, and ends the requests.
 //!
@@ -14,6 +14,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
+use crate::batmap_state::Emptying;
 use crate::core::Core;
 use crate::discard::Released;
 use crate::error::Result;
@@ -76,6 +77,8 @@ struct Round {
     /// Byte offsets and contents.
     bitmap_writes: Vec<(u64, Vec<u8>)>,
     bat_writes: Vec<(u64, Vec<u8>)>,
+    /// The batmap must be emptied before the BAT is written.
+    batmap: Option<Emptying>,
     last: bool,
 }
 
@@ -153,8 +156,13 @@ fn begin_round(core: &mut Core) -> Round {
         places = std::mem::take(&mut core.commit.places);
         released = std::mem::take(&mut core.releases.named);
     }
-    let barrier =
-        !bitmaps.is_empty() || !places.iter().all(|place| core.allocator.is_durable(*place));
+    let batmap = core
+        .leaf_blocks()
+        .filter(|_| !bat.is_empty())
+        .and_then(|blocks| blocks.batmap.as_ref()?.emptying());
+    let barrier = batmap.is_some()
+        || !bitmaps.is_empty()
+        || !places.iter().all(|place| core.allocator.is_durable(*place));
     let mut bitmap_writes = Vec::with_capacity(bitmaps.len());
     for index in &bitmaps {
         let Some(entry) = core.cache.get(*index) else {
@@ -182,6 +190,7 @@ fn begin_round(core: &mut Core) -> Round {
         released,
         bitmap_writes,
         bat_writes,
+        batmap,
         last,
     }
 }
@@ -206,8 +215,19 @@ fn bat_writes(blocks: &crate::image::Blocks, sectors: &BTreeSet<u32>) -> Vec<(u6
 }
 
 async fn write_round(core: &Rc<RefCell<Core>>, io: &Io, round: &mut Round) -> Result<()> {
+    if let Some(batmap) = &round.batmap {
+        io.write("batmap", round.file, batmap.header_at, &batmap.header)
+            .await?;
+    }
     if round.barrier {
         sync_leaf(core, io).await?;
+    }
+    if let Some(batmap) = &round.batmap {
+        if let Some(state) = core.borrow_mut().leaf_batmap() {
+            state.emptied();
+        }
+        io.write("batmap", round.file, batmap.map_at, &batmap.map)
+            .await?;
     }
     fn pieces(writes: &[(u64, Vec<u8>)]) -> impl Iterator<Item = (u64, &[u8])> {
         writes

@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use slab::Slab;
 
+use crate::batmap_state::BatmapState;
 use crate::cache::{BitmapCache, Lookup};
 use crate::commit::CommitState;
 use crate::discard::Releases;
@@ -78,6 +79,17 @@ impl Core {
             Layout::Blocks(blocks) => Some(blocks),
             Layout::Flat => None,
         }
+    }
+
+    /// Whether closing has anything to write: the image was changed, or has a fault that other programs mind.
+    pub(crate) fn needs_close(&mut self) -> bool {
+        let has_fault = self.leaf_blocks().is_some_and(|blocks| blocks.has_fault());
+        self.commit.modified || has_fault && !self.read_only
+    }
+
+    /// The leaf's batmap, if it has one.
+    pub(crate) fn leaf_batmap(&mut self) -> Option<&mut BatmapState> {
+        self.leaf_blocks()?.batmap.as_deref_mut()
     }
 
     /// Takes on a request.
@@ -399,9 +411,7 @@ impl Core {
         let Some(blocks) = self.leaf_blocks() else {
             return Allocated::Wait;
         };
-        if let Some(entry) = blocks.bat.get_mut(block as usize) {
-            *entry = slot;
-        }
+        blocks.allocate(block, slot);
         if born_full {
             blocks.set_full(block);
         }

@@ -2,11 +2,15 @@
 
 use crate::error::{Error, Result};
 use crate::format::bat;
+use crate::format::batmap::{self, Batmap};
 use crate::format::footer::{self, DiskType, Footer};
 use crate::format::header::{self, Header};
 use crate::format::uuid::Uuid;
 use crate::image::{MAX_BAT_ENTRIES, MAX_DYNAMIC_SIZE};
 use crate::io::Io;
+
+/// Bytes in the blocks of an image that gets a batmap.
+const BATMAP_BLOCK_SIZE: u32 = 2 << 20;
 
 /// A new image.
 #[derive(Clone, Debug)]
@@ -25,7 +29,7 @@ pub struct CreateSpec {
     pub timestamp: u32,
 }
 
-/// Writes the structures of an empty image: backup footer, header, BAT, footer; for a fixed disk its sparse data and the
+/// Writes the structures of an empty image: backup footer, header, BAT, batmap, footer; for a fixed disk its sparse data and the
 /// footer. The footer at the end comes last, so that what a crash leaves is not mistaken for a disk.
 ///
 /// # Errors
@@ -42,7 +46,11 @@ pub(crate) async fn create(io: &Io, spec: &CreateSpec) -> Result<()> {
             format!("a positive multiple of 512, at most {limit}"),
         ));
     }
-    let footer = Footer::new(spec.disk_type, spec.size, spec.uuid, spec.timestamp).encode();
+    let mut footer = Footer::new(spec.disk_type, spec.size, spec.uuid, spec.timestamp);
+    if has_batmap(spec) {
+        footer.promise_batmap();
+    }
+    let footer = footer.encode();
     let end = match spec.disk_type {
         DiskType::Fixed => spec.size,
         DiskType::Dynamic => create_blocks(io, spec, &footer).await?,
@@ -57,6 +65,11 @@ pub(crate) async fn create(io: &Io, spec: &CreateSpec) -> Result<()> {
     io.sync(spec.file).await?;
     io.write("footer", spec.file, end, &footer).await?;
     io.sync(spec.file).await
+}
+
+/// Whether the image gets a batmap: blktap, for whom it is, has one for each image with blocks, which are of 2 MiB there.
+fn has_batmap(spec: &CreateSpec) -> bool {
+    spec.disk_type != DiskType::Fixed && spec.block_size == BATMAP_BLOCK_SIZE
 }
 
 /// Writes what is before the blocks. Returns the byte behind it.
@@ -85,6 +98,14 @@ async fn create_blocks(io: &Io, spec: &CreateSpec, footer: &[u8]) -> Result<u64>
         io.write("BAT", spec.file, at, &bytes).await?;
         at += bytes.len() as u64;
         left -= part;
+    }
+    if has_batmap(spec) {
+        let map = vec![0; count.div_ceil(8).next_multiple_of(512) as usize];
+        let map_at = at + batmap::HEADER_LENGTH as u64;
+        let header = Batmap::new(map_at, (map.len() / 512) as u32);
+        io.write("batmap", spec.file, at, &header.encode()).await?;
+        io.write("batmap", spec.file, map_at, &map).await?;
+        at = map_at + map.len() as u64;
     }
     Ok(at)
 }

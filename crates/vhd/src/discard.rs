@@ -92,7 +92,7 @@ impl Core {
             }
             return;
         };
-        if !has_parent && kind == OpKind::PunchHole && self.may_release(piece, block, place.first) {
+        if !has_parent && kind == OpKind::PunchHole && self.is_whole(piece, place.first) {
             return self.release(block);
         }
         if place.full {
@@ -130,15 +130,13 @@ impl Core {
         }
     }
 
-    /// Whether a part that begins at sector `first` of its block is all of the block that the disk has, and the block may
-    /// leave the BAT: one that blktap's batmap calls full must be there.
-    fn may_release(&mut self, piece: Piece, block: u32, first: u32) -> bool {
+    /// Whether a part that begins at sector `first` of its block is all of the block that the disk has.
+    fn is_whole(&mut self, piece: Piece, first: u32) -> bool {
         let sectors = self.leaf().sectors;
         let Some(blocks) = self.leaf_blocks() else {
             return false;
         };
         first == 0
-            && !bitmap::is_set(&blocks.batmap, block)
             && (piece.count == blocks.sectors_per_block
                 || piece.sector + u64::from(piece.count) == sectors)
     }

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Waker};
 
+use crate::batmap_state;
 use crate::chain;
 use crate::commit;
 use crate::core::Core;
@@ -82,13 +83,6 @@ impl Engine {
         let cache = self.bitmap_cache_bytes;
         self.start_job(async move {
             let (chain, info) = chain::open(&io, &files, &spec, |_| Access::Parent).await?;
-            if spec.block_device && !spec.read_only && info.block_size != 0 {
-                return Err(Error::invalid(
-                    "file",
-                    "writing to an image with a BAT on a block device is not supported yet",
-                )
-                .in_file(&spec.path));
-            }
             *opened.borrow_mut() = Some(Rc::new(RefCell::new(Core::new(
                 chain,
                 spec.read_only,
@@ -230,14 +224,20 @@ impl Engine {
         let before = self.tasks.len();
         let mut state = core.borrow_mut();
         state.retry_starved(&mut self.io.queue());
-        if state.allocator.wants_extent(state.releases.returning) && !state.read_only {
+        // Closing ends when nothing is going on any more: so nothing begins ahead of need.
+        let ahead = !state.closing;
+        if state
+            .allocator
+            .wants_extent(state.releases.returning, ahead)
+            && !state.read_only
+        {
             state.allocator.extending = true;
             state.allocator.tasks += 1;
             self.tasks
                 .push(Box::pin(extend::extend(core.clone(), self.io.clone())));
         }
         let oldest = state.oldest_request();
-        if state.releases.can_reclaim(oldest) {
+        if ahead && state.releases.can_reclaim(oldest) {
             state.releases.reclaiming = true;
             state.allocator.tasks += 1;
             self.tasks.push(Box::pin(discard::reclaim_task(
@@ -293,7 +293,7 @@ pub(crate) async fn close_disk(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> 
         core.requests.is_empty() && core.allocator.tasks == 0 && !core.commit.running
     })
     .await;
-    if !core.borrow().commit.modified {
+    if !core.borrow_mut().needs_close() {
         return Ok(());
     }
     if let Some(errno) = core.borrow_mut().commit.sync_error.take() {
@@ -308,35 +308,49 @@ pub(crate) async fn close_disk(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> 
 async fn make_durable(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
     commit::run(core, io).await?;
     discard::reclaim_all(core, io).await?;
-    let (file, footer) = {
-        let mut core = core.borrow_mut();
-        let (file, end) = (core.leaf().file, core.allocator.end());
-        let footer = core.leaf_blocks().and_then(|blocks| {
-            let used_end = blocks.used_end();
-            let moves = used_end != end || blocks.needs_footer || blocks.stale_tail;
-            moves.then(|| {
-                (
-                    used_end * 512,
-                    blocks.footer.encode(),
-                    blocks.needs_backup_footer,
-                )
-            })
-        });
-        (file, footer)
-    };
-    let Some((offset, footer, write_backup)) = footer else {
-        return Ok(());
-    };
-    if write_backup {
-        io.write("backup footer", file, 0, &footer).await?;
+    let footer = plan_footer(&mut core.borrow_mut());
+    if let Some(plan) = footer {
+        let file = core.borrow_mut().leaf().file;
+        if plan.write_backup {
+            io.write("backup footer", file, 0, &plan.footer).await?;
+            sync_leaf(core, io).await?;
+            if let Some(blocks) = core.borrow_mut().leaf_blocks() {
+                blocks.needs_backup_footer = false;
+            }
+        }
+        // The file must never end with a sector of the guest's, which could look like a footer.
+        io.write("footer", file, plan.offset, &plan.footer).await?;
         sync_leaf(core, io).await?;
-        if let Some(blocks) = core.borrow_mut().leaf_blocks() {
-            blocks.needs_backup_footer = false;
+        if plan.cut {
+            io.truncate(file, plan.offset + plan.footer.len() as u64)
+                .await?;
+            sync_leaf(core, io).await?;
         }
     }
-    // The file must never end with a sector of the guest's, which could look like a footer.
-    io.write("footer", file, offset, &footer).await?;
-    sync_leaf(core, io).await?;
-    io.truncate(file, offset + footer.len() as u64).await?;
-    sync_leaf(core, io).await
+    batmap_state::write(core, io).await
+}
+
+/// The footer's last move.
+struct FooterPlan {
+    offset: u64,
+    footer: [u8; 512],
+    write_backup: bool,
+    /// What is behind it goes.
+    cut: bool,
+}
+
+fn plan_footer(core: &mut Core) -> Option<FooterPlan> {
+    let end = core.allocator.end();
+    let blocks = core.leaf_blocks()?;
+    let used_end = blocks.used_end();
+    let (at, moves) = match blocks.device_end {
+        None => (used_end, used_end != end || blocks.stale_tail),
+        Some(at) => (at, false),
+    };
+    (moves || blocks.needs_footer || blocks.needs_backup_footer).then(|| FooterPlan {
+        offset: at * 512,
+        footer: blocks.footer.encode(),
+        write_backup: blocks.needs_backup_footer,
+        cut: blocks.device_end.is_none(),
+    })
 }

@@ -1,4 +1,5 @@
-//! Allocation: the file grows several blocks at a time (an extent), and blocks are handed out from there.
+//! Allocation: the file grows several blocks at a time (an extent), and blocks are handed out from there. Orphaned space
+//! (`orphans.rs`) is made as good as new and handed out before that.
 //!
 //! An extent is made in this order: the file is extended, which makes the new space zeros; then the bitmaps of all its
 //! blocks and a footer behind it are written. After that its blocks may be handed out and get data. Before a BAT entry
@@ -6,6 +7,9 @@
 //! the whole extent. (A sync right after making an extent was tried: it stalls the writes that come meanwhile.) So no
 //! write waits for a barrier, and a power cut at any instant finds a footer at the end of the file or, while it moves,
 //! the copy at offset 0.
+//!
+//! A block device has its size, and its footer a fixed place at the end: an extent is only the bitmaps of its blocks there,
+//! which are clear since the device's bytes can be anything.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -39,7 +43,7 @@ pub(crate) struct Allocator {
     /// Places that were used before and may not be durable as free ones, with the number of the sync that will see to it.
     recycled: BTreeMap<u32, u64>,
     next_sync: u64,
-    /// Sector of the footer behind the last extent.
+    /// First sector behind the last extent.
     end: u64,
     /// Everything below this sector is durable as far as it was written as part of an extent.
     durable_end: u64,
@@ -58,10 +62,12 @@ pub(crate) struct Allocator {
 struct Plan {
     file: u16,
     places: Vec<u32>,
-    /// Sector of the footer behind it.
+    /// First sector behind it.
     end: u64,
     bitmap: Vec<u8>,
     footer: [u8; 512],
+    /// The footer at the end moves behind it.
+    grows: bool,
     /// Sector where unknown bytes begin that must go first.
     cut: Option<u64>,
     write_backup: bool,
@@ -101,15 +107,17 @@ impl Allocator {
         self.free.pop_front();
     }
 
-    /// Whether an extent should be made now: writes wait, or soon would, though `returning` places will be free before long.
-    pub(crate) fn wants_extent(&self, returning: usize) -> bool {
-        let low = !self.failed
+    /// Whether an extent should be made now: writes wait, or soon would, which counts `ahead` of need only, though
+    /// `returning` places will be free before long.
+    pub(crate) fn wants_extent(&self, returning: usize, ahead: bool) -> bool {
+        let low = ahead
+            && !self.failed
             && self.next_extent > FIRST_EXTENT
             && self.free.len() + returning <= self.next_extent / 4;
         !self.extending && !self.complete && (!self.waiting.is_empty() || low)
     }
 
-    /// Sector of the footer behind the last extent.
+    /// First sector behind the last extent: in a file, that of the footer.
     pub(crate) fn end(&self) -> u64 {
         self.end
     }
@@ -219,11 +227,9 @@ async fn write_again(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
 
 /// Task: makes an extent and lets waiting writes go on.
 pub(crate) async fn extend(core: Rc<RefCell<Core>>, io: Io) {
-    let plan = plan_extent(&mut core.borrow_mut());
-    let outcome = match plan {
-        Ok(Some(plan)) => make_extent(&core, &io, &plan).await.map(|()| Some(plan)),
-        Ok(None) => Ok(None),
-        Err(error) => Err(error),
+    let outcome = match reuse_orphans(&core, &io).await {
+        Ok(0) => extend_file(&core, &io).await,
+        other => other.map(drop),
     };
     let mut core = core.borrow_mut();
     core.allocator.extending = false;
@@ -231,44 +237,109 @@ pub(crate) async fn extend(core: Rc<RefCell<Core>>, io: Io) {
     core.allocator.failed = outcome.is_err();
     let waiting = std::mem::take(&mut core.allocator.waiting);
     match outcome {
-        Ok(plan) => {
-            match plan {
-                Some(plan) => extent_made(&mut core, plan),
-                None => core.allocator.complete = true,
-            }
-            core.resume(&mut io.queue(), waiting);
-        }
-        Err(error) => {
-            // What the attempt left behind the footer is cleaned up by the next one.
-            if let Some(blocks) = core.leaf_blocks() {
-                blocks.stale_tail = true;
-                blocks.needs_footer = true;
-            }
-            core.fail(waiting, error.errno);
-        }
+        Ok(()) => core.resume(&mut io.queue(), waiting),
+        Err(error) => core.fail(waiting, error.errno),
     }
 }
 
-/// Chooses the places of the next extent's blocks; `None` if no block is without a place.
-fn plan_extent(core: &mut Core) -> Result<Option<Plan>> {
-    let (file, end) = (core.leaf().file, core.allocator.end);
+/// Makes an extent at the end of the file, a smaller one if there is no space for more.
+async fn extend_file(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
+    let mut most = MAX_EXTENT;
+    loop {
+        let Some(plan) = plan_extent(&mut core.borrow_mut(), most)? else {
+            core.borrow_mut().allocator.complete = true;
+            return Ok(());
+        };
+        let Err(error) = make_extent(core, io, &plan).await else {
+            extent_made(&mut core.borrow_mut(), plan);
+            return Ok(());
+        };
+        // What the attempt left behind the footer is cleaned up by the next one.
+        if let Some(blocks) = core.borrow_mut().leaf_blocks()
+            && plan.grows
+        {
+            blocks.stale_tail = true;
+            blocks.needs_footer = true;
+        }
+        if error.errno != errno::ENOSPC || plan.places.len() == 1 {
+            return Err(error);
+        }
+        most = plan.places.len() / 2;
+    }
+}
+
+/// How many places to make now.
+fn wanted(core: &mut Core) -> usize {
     let (free, waiting) = (core.allocator.free.len(), core.allocator.waiting.len());
     let wanted = core.allocator.next_extent.max(waiting.min(MAX_EXTENT));
+    let absent = core.leaf_blocks().map_or(0, |blocks| blocks.absent());
+    wanted.min((absent as usize).saturating_sub(free))
+}
+
+/// Makes orphaned places free, if there are any. Returns how many.
+async fn reuse_orphans(core: &Rc<RefCell<Core>>, io: &Io) -> Result<usize> {
+    let first_use = {
+        let mut core = core.borrow_mut();
+        // What a failed sync left of the BAT on disk is anybody's guess, which may name these places.
+        let trusted = core.allocator.failed_syncs == 0;
+        match core.leaf_blocks().map(|blocks| &blocks.orphans) {
+            Some(orphans) if trusted && !orphans.is_empty() => !orphans.durable,
+            _ => return Ok(0),
+        }
+    };
+    if first_use {
+        // The BAT that was read may have been written by a process that was killed, and not be on disk.
+        sync_file(core, io).await?;
+    }
+    let (file, places, bitmap, span, zero) = {
+        let mut core = core.borrow_mut();
+        let (wanted, file) = (wanted(&mut core), core.leaf().file);
+        let Some(blocks) = core.leaf_blocks() else {
+            return Ok(0);
+        };
+        let mut orphans = std::mem::take(&mut blocks.orphans);
+        let places = orphans.take(blocks, wanted);
+        orphans.durable = true;
+        blocks.orphans = orphans;
+        let (bitmap, span) = (blocks.new_bitmap(), blocks.block_span());
+        (file, places, bitmap, span, blocks.device_end.is_none())
+    };
+    let offsets = || places.iter().map(|place| u64::from(*place) * 512);
+    let outcome = async {
+        if zero {
+            io.punch_all(file, offsets(), span * 512).await?;
+        }
+        let bitmaps = offsets().map(|offset| (offset, bitmap.as_slice()));
+        io.write_all("bitmap", file, bitmaps).await
+    };
+    // Places that can't be made as good as new stay unused: there are others.
+    if outcome.await.is_err() {
+        return Ok(0);
+    }
+    let allocator = &mut core.borrow_mut().allocator;
+    for place in places.iter().rev() {
+        allocator.recycle(*place);
+    }
+    allocator.next_extent = (allocator.next_extent * 2).min(MAX_EXTENT);
+    Ok(places.len())
+}
+
+/// Chooses the places of the next extent's blocks, at most `most`; `None` if no block is without a place.
+fn plan_extent(core: &mut Core, most: usize) -> Result<Option<Plan>> {
+    let (file, mut end) = (core.leaf().file, core.allocator.end);
+    let wanted = wanted(core);
     let Some(blocks) = core.leaf_blocks() else {
         return Ok(None);
     };
-    let unallocated = blocks
-        .bat
-        .iter()
-        .take(blocks.count as usize)
-        .filter(|entry| **entry == bat::UNUSED)
-        .count();
     // After a failed attempt, what lies behind the last extent is not ours to keep; everything before it is.
     let cut = blocks.stale_tail.then_some(end);
+    let limit = blocks.device_end.unwrap_or(u64::MAX);
     let mut places = Vec::new();
-    let mut end = end;
-    while places.len() < wanted.min(unallocated.saturating_sub(free)) {
+    while places.len() < wanted.min(most) {
         let place = blocks.place(end);
+        if place + blocks.block_span() > limit {
+            break;
+        }
         // The last place whose sector number a BAT entry can hold.
         match u32::try_from(place) {
             Ok(place) if place != bat::UNUSED => places.push(place),
@@ -276,10 +347,15 @@ fn plan_extent(core: &mut Core) -> Result<Option<Plan>> {
         }
         end = place + blocks.block_span();
     }
-    if places.is_empty() && unallocated > free {
+    if places.is_empty() && wanted > 0 {
+        let message = if blocks.device_end.is_some() {
+            "the device has no room for a new block"
+        } else {
+            "no sector number is left for a new block"
+        };
         return Err(Error {
             errno: errno::ENOSPC,
-            ..Error::invalid("BAT", "no sector number is left for a new block")
+            ..Error::invalid("BAT", message)
         });
     }
     if places.is_empty() {
@@ -293,6 +369,7 @@ fn plan_extent(core: &mut Core) -> Result<Option<Plan>> {
         end,
         bitmap,
         footer,
+        grows: blocks.device_end.is_none(),
         cut,
         write_backup: blocks.needs_backup_footer,
     }))
@@ -311,7 +388,9 @@ async fn make_extent(core: &Rc<RefCell<Core>>, io: &Io, plan: &Plan) -> Result<(
         sync_file(core, io).await?;
         io.truncate(plan.file, (sector + 1) * 512).await?;
     }
-    io.truncate(plan.file, (plan.end + 1) * 512).await?;
+    if plan.grows {
+        io.truncate(plan.file, (plan.end + 1) * 512).await?;
+    }
     write_extent(io, plan).await
 }
 
@@ -320,16 +399,20 @@ async fn write_extent(io: &Io, plan: &Plan) -> Result<()> {
         .places
         .iter()
         .map(|place| (u64::from(*place) * 512, plan.bitmap.as_slice()));
-    let footer = (plan.end * 512, plan.footer.as_slice());
-    io.write_all("extent", plan.file, bitmaps.chain([footer]))
+    let footer = plan
+        .grows
+        .then_some((plan.end * 512, plan.footer.as_slice()));
+    io.write_all("extent", plan.file, bitmaps.chain(footer))
         .await
 }
 
 fn extent_made(core: &mut Core, plan: Plan) {
     if let Some(blocks) = core.leaf_blocks() {
-        blocks.stale_tail = false;
         blocks.needs_backup_footer = false;
-        blocks.needs_footer = false;
+        if plan.grows {
+            blocks.stale_tail = false;
+            blocks.needs_footer = false;
+        }
     }
     core.commit.modified = true;
     let allocator = &mut core.allocator;
@@ -359,6 +442,7 @@ fn fresh_plan(core: &mut Core) -> Option<Plan> {
         end,
         bitmap,
         footer,
+        grows: blocks.device_end.is_none(),
         cut: None,
         write_backup: false,
     })

@@ -1,9 +1,11 @@
 //! An open image: its geometry in sectors, its BAT in memory, and what is known of its blocks.
 
+use crate::batmap_state::BatmapState;
 use crate::format::bat;
 use crate::format::footer::{DiskType, Footer};
 use crate::format::header::Header;
 use crate::format::uuid::Uuid;
+use crate::orphans::Orphans;
 
 /// Largest virtual size of an image with a BAT, bytes: 2040 GiB, as in every other implementation.
 pub const MAX_DYNAMIC_SIZE: u64 = 2040 << 30;
@@ -86,8 +88,17 @@ pub(crate) struct Blocks {
     pub(crate) needs_backup_footer: bool,
     /// The footer at the end is missing, wrong or has moved.
     pub(crate) needs_footer: bool,
-    /// blktap's batmap as it is in the file; empty without one.
-    pub(crate) batmap: Vec<u8>,
+    /// blktap's batmap of an image that is open for writing, if it has one.
+    pub(crate) batmap: Option<Box<BatmapState>>,
+    /// One of the footers was missing or wrong when the image was opened.
+    pub(crate) footers_are_damaged: bool,
+    /// Places between blocks where others fit.
+    pub(crate) orphans: Orphans,
+    /// Sector of the footer on a block device, where it stays; everything before may have blocks. What was never written
+    /// is anything there, not zeros. `None` in a file, which ends with its footer and grows.
+    pub(crate) device_end: Option<u64>,
+    /// Blocks of the virtual disk that are not in this file.
+    absent: u32,
 }
 
 impl Blocks {
@@ -95,6 +106,8 @@ impl Blocks {
         let sectors_per_block = header.block_size / 512;
         // The caller has checked that there are at most u32::MAX blocks.
         let count = footer.current_size.div_ceil(u64::from(header.block_size)) as u32;
+        let entries = bat.iter().take(count as usize);
+        let absent = entries.filter(|entry| **entry == bat::UNUSED).count() as u32;
         Self {
             footer,
             header,
@@ -108,14 +121,43 @@ impl Blocks {
             stale_tail: false,
             needs_backup_footer: false,
             needs_footer: false,
-            batmap: Vec::new(),
+            batmap: None,
+            footers_are_damaged: false,
+            orphans: Orphans::default(),
+            device_end: None,
+            absent,
         }
     }
 
     /// Whether a new block can be written without its bitmap: in an image without a parent sectors that were never
-    /// written read as zeros with their bit set as well as clear, since new space in a file is zero.
+    /// written read as zeros with their bit set as well as clear, since new space in a file is zero. On a block device it
+    /// is not.
     pub(crate) fn born_full(&self) -> bool {
-        self.footer.disk_type == DiskType::Dynamic
+        self.footer.disk_type == DiskType::Dynamic && self.device_end.is_none()
+    }
+
+    /// Blocks of the virtual disk that are in this file.
+    pub(crate) fn allocated(&self) -> u32 {
+        self.count - self.absent
+    }
+
+    /// Blocks of the virtual disk that are not in this file.
+    pub(crate) fn absent(&self) -> u32 {
+        self.absent
+    }
+
+    /// Whether a footer or the batmap is not as it must be.
+    pub(crate) fn has_fault(&self) -> bool {
+        let batmap = self.batmap.as_ref();
+        self.footers_are_damaged || batmap.is_some_and(|batmap| batmap.is_wrong())
+    }
+
+    /// Gives an absent block a place.
+    pub(crate) fn allocate(&mut self, block: u32, place: u32) {
+        if let Some(entry) = self.bat.get_mut(block as usize) {
+            *entry = place;
+            self.absent -= 1;
+        }
     }
 
     /// The bitmap that a new block has.
@@ -127,16 +169,17 @@ impl Blocks {
     pub(crate) fn release(&mut self, block: u32) -> Option<u32> {
         let entry = self.bat.get_mut(block as usize)?;
         let place = std::mem::replace(entry, bat::UNUSED);
+        if place == bat::UNUSED {
+            return None;
+        }
+        self.absent += 1;
+        if let Some(batmap) = &mut self.batmap {
+            batmap.forget(block);
+        }
         if let Some(word) = self.full.get_mut(block as usize / 64) {
             *word &= !(1 << (block % 64));
         }
-        (place != bat::UNUSED).then_some(place)
-    }
-
-    /// Blocks of the virtual disk that are in this file.
-    pub(crate) fn allocated(&self) -> u32 {
-        let entries = self.bat.iter().take(self.count as usize);
-        entries.filter(|entry| **entry != bat::UNUSED).count() as u32
+        Some(place)
     }
 
     /// First sector of the file behind everything that is in use.

@@ -5,6 +5,8 @@
 //! So one engine serves `tapdisk`, the tools and the browser, and its tests can be the disk.
 #![forbid(unsafe_code)]
 
+mod areas;
+mod batmap_state;
 mod cache;
 mod chain;
 mod commit;
@@ -21,6 +23,7 @@ pub mod jobs;
 mod map;
 mod open;
 mod open_blocks;
+mod orphans;
 pub mod record;
 mod request;
 mod staging;

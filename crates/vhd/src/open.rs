@@ -211,7 +211,12 @@ async fn read_footers(io: &Io, spec: &FileSpec) -> Result<Footers> {
             let (footer, backup) = (backup.clone(), Some(backup));
             Ok(Footers {
                 footer,
-                end: spec.size,
+                // On a device the place of the footer stays its place.
+                end: if spec.block_device {
+                    primary_at
+                } else {
+                    spec.size
+                },
                 primary_is_good: false,
                 backup,
                 warnings,

@@ -7,6 +7,7 @@ use std::io::Write;
 
 use proptest::prelude::*;
 use support::Host;
+use support::batmap;
 use support::cuts::Explorer;
 use support::guest::{self, Guest};
 use support::images::{self, Parent, Spec, uuid};
@@ -78,6 +79,12 @@ enum Disk {
     },
     /// Bits of the blocks of each image, leaf first.
     Partial(Vec<Vec<u64>>),
+    /// The same, with a batmap in the leaf that knows some of its full blocks, or is wrong.
+    Batmap {
+        levels: Vec<Vec<u64>>,
+        known: u32,
+        wrong: bool,
+    },
 }
 
 impl Disk {
@@ -86,6 +93,23 @@ impl Disk {
         let mut disk = vec![0; SIZE as usize];
         match self {
             Self::Empty { block_size } => (vec![empty(*block_size)], disk),
+            Self::Batmap {
+                levels,
+                known,
+                wrong,
+            } => {
+                let (mut files, disk) = Self::Partial(levels.clone()).build();
+                let full: Vec<u32> = (0..)
+                    .zip(&levels[0])
+                    .filter(|(block, bits)| **bits == u64::MAX && known >> block & 1 == 1)
+                    .map(|(block, _)| block)
+                    .collect();
+                files[0] = batmap::with_batmap(&files[0], &full);
+                if *wrong {
+                    batmap::change_header(&mut files[0], |header| header.checksum ^= 1);
+                }
+                (files, disk)
+            }
             Self::Partial(levels) => {
                 let mut files: Vec<Vec<u8>> = Vec::new();
                 for (index, bits) in levels.iter().enumerate().rev() {
@@ -101,6 +125,18 @@ impl Disk {
     fn chain(depth: usize) -> impl Strategy<Value = Self> {
         let bits = prop::collection::vec(any::<u64>(), 18);
         prop::collection::vec(bits, depth).prop_map(Self::Partial)
+    }
+
+    fn with_batmap(depth: usize) -> impl Strategy<Value = Self> {
+        let bits = prop_oneof![2 => Just(u64::MAX), 1 => any::<u64>()];
+        let levels = prop::collection::vec(prop::collection::vec(bits, 18), depth);
+        (levels, any::<u32>(), prop::bool::weighted(0.2)).prop_map(|(levels, known, wrong)| {
+            Self::Batmap {
+                levels,
+                known,
+                wrong,
+            }
+        })
     }
 }
 
@@ -140,6 +176,16 @@ fn of_a_differencing_image() {
 #[test]
 fn of_partial_blocks_while_operations_fail() {
     explore("failing operations", 50_000, true, Disk::chain(1));
+}
+
+#[test]
+fn of_an_image_with_a_batmap() {
+    explore("a batmap", 30_000, false, Disk::with_batmap(1));
+}
+
+#[test]
+fn of_a_differencing_image_with_a_batmap() {
+    explore("a child's batmap", 30_000, false, Disk::with_batmap(2));
 }
 
 #[test]

@@ -8,11 +8,12 @@ use std::rc::Rc;
 
 use support::Host;
 use support::cuts::Explorer;
-use support::images::{self, Parent, Spec, uuid};
+use support::images::{self, Spec, uuid};
 use support::jobs;
 use vhd::format::bat;
 use vhd::format::footer::{DiskType, Footer};
 use vhd::format::header::Header;
+use vhd::format::locator::ParentLocator;
 use vhd::record::{Completion, FLAG_FUA, Finished, OpKind, RequestKind, TdRequest};
 use vhd::{CreateSpec, Driver, Engine, FileSpec, Job};
 
@@ -242,6 +243,23 @@ fn a_write_in_flight_when_a_sync_fails_fails_as_well() {
 }
 
 #[test]
+fn closing_takes_along_what_the_last_commit_released() {
+    let blocks = [(0, u64::MAX), (1, u64::MAX)];
+    let mut host = opened(partial(&blocks, 64 << 10, 16384), 1 << 20);
+    host.submit(1, RequestKind::Discard, 0, 32, 32, 0);
+    host.submit(2, RequestKind::Flush, 0, 0, 0, 0);
+    host.engine.close();
+    host.settle();
+    assert!(matches!(host.engine.job(), Job::Over(Ok(_))));
+    let info = host.open(Driver::Vhd, true).expect("the image opens again");
+    assert_eq!((info.allocated_blocks, info.warnings), (1, Vec::new()));
+    assert_eq!(
+        host.files[0].len(),
+        partial(&blocks[..1], 64 << 10, 16384).len()
+    );
+}
+
+#[test]
 fn writes_that_need_room_in_the_cache_fail_when_commits_do() {
     let blocks: Vec<(u32, u64)> = (0..40).map(|block| (block, 0xf)).collect();
     let mut host = opened(partial(&blocks, 40 * 16384, 16384), 0);
@@ -306,64 +324,6 @@ fn closing_mends_a_bad_backup_footer_before_it_moves_the_other() {
     outcome.expect("the image closes");
 }
 
-#[test]
-fn a_batmap_that_calls_absent_blocks_full_is_not_believed() {
-    let (block_size, count) = (4096_u32, 128_u64);
-    let size = count * u64::from(block_size);
-    let blocks = [(0, u64::MAX), (1, u64::MAX)];
-    let build = |index: usize, parent: Option<Parent>, blocks: &[(u32, u64)]| {
-        let spec = Spec {
-            uuid: uuid(index),
-            size,
-            block_size,
-            parent,
-            blocks,
-            fill: |_| 7,
-        };
-        images::build(&spec, &mut vec![0; size as usize])
-    };
-    let parent = build(1, None, &blocks);
-    let mut child = build(
-        0,
-        Some(Parent {
-            uuid: uuid(1),
-            locator: (*b"W2ku", images::name(1)),
-        }),
-        &[],
-    );
-    let mut header = [0; 512];
-    header[..8].copy_from_slice(b"tdbatmap");
-    header[8..16].copy_from_slice(&2560_u64.to_be_bytes());
-    header[16..20].copy_from_slice(&1_u32.to_be_bytes());
-    header[20..24].copy_from_slice(&0x0001_0002_u32.to_be_bytes());
-    header[24..28].copy_from_slice(&(!0x80_u32).to_be_bytes());
-    let mut map = [0; 512];
-    map[0] = 0x80;
-    // It takes the place of the locator's data: the name in the header serves.
-    let footer = child.split_off(child.len() - 512);
-    child.truncate(2048);
-    child.extend(header);
-    child.extend(map);
-    child.extend(footer);
-    let mut host = Host::new(vec![child, parent], 4096);
-    host.names[1] = "/disks/parent1.vhd".to_owned();
-    let info = host
-        .open(Driver::Vhd, true)
-        .expect("the chain opens for reading");
-    assert!(
-        info.warnings
-            .iter()
-            .any(|warning| warning.contains("batmap")),
-        "{:?}",
-        info.warnings
-    );
-    assert_eq!(host.read_disk(16)[..512], [7; 512]);
-    let error = host
-        .open(Driver::Vhd, false)
-        .expect_err("a write would make the map's bit a lie");
-    assert_eq!((error.structure, error.offset), ("batmap", Some(2560)));
-}
-
 /// A file of which only the sectors that were written are in memory.
 #[derive(Default)]
 struct SparseFile {
@@ -419,7 +379,15 @@ fn writes_fail_when_no_sector_number_is_left() {
     table[0] = high as u32;
     let mut file = SparseFile::default();
     file.put(0, &footer);
-    file.put(1, &Header::new(1536, count, block_size).encode());
+    let mut header = Header::new(1536, count, block_size);
+    // So that there is no room between the table and that block.
+    header.locators[0] = ParentLocator {
+        platform: *b"W2ru",
+        data_space: 512,
+        data_length: 2,
+        data_offset: (high - 1) * 512,
+    };
+    file.put(1, &header.encode());
     file.put(3, &bat::encode(&table));
     file.put(high, &[0xff; 512]);
     file.put(high + 9, &footer);

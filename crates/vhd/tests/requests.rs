@@ -504,37 +504,6 @@ fn zeroes_are_refused_that_would_have_to_be_fast_and_are_not() {
 }
 
 #[test]
-fn blocks_that_a_batmap_calls_full_stay_in_the_table() {
-    let (block, blocks) = (4096_u64, [(0, 0), (1, u64::MAX)]);
-    let (image, _) = with_partial_bitmaps(&blocks, 128 * block, block as u32);
-    // A batmap takes two sectors behind the BAT: all that follows moves. It says that blocks 0 and 1 are full.
-    let map: Vec<u8> = [0xc0].into_iter().chain([0; 511]).collect();
-    let mut header = [0; 512];
-    header[..8].copy_from_slice(b"tdbatmap");
-    header[8..16].copy_from_slice(&2560_u64.to_be_bytes());
-    header[16..20].copy_from_slice(&1_u32.to_be_bytes());
-    header[20..24].copy_from_slice(&0x0001_0002_u32.to_be_bytes());
-    header[24..28].copy_from_slice(&(!0xc0_u32).to_be_bytes());
-    let mut file = [&image[..2048], &header, &map, &image[2048..]].concat();
-    for entry in [1536, 1540] {
-        let sector = u32::from_be_bytes(file[entry..][..4].try_into().unwrap());
-        file[entry..][..4].copy_from_slice(&(sector + 2).to_be_bytes());
-        // Something under the bits, also where the bitmap has none.
-        file[(sector as usize + 3) * 512..][..block as usize].fill(7);
-    }
-    let mut host = Host::new(vec![file], block as usize);
-    host.open(Driver::Vhd, false).expect("the image opens");
-    assert_eq!(host.request(RequestKind::Read, 0, 8, 0), 0);
-    assert!(host.guest.iter().all(|byte| *byte == 7));
-    assert_eq!(host.request(RequestKind::Discard, 0, 16, 0), 0);
-    assert!(host.read_disk(16).iter().all(|byte| *byte == 0));
-    host.close().expect("the image closes");
-    let info = host.open(Driver::Vhd, true).expect("the image opens again");
-    assert_eq!((info.allocated_blocks, info.warnings), (2, Vec::new()));
-    assert!(host.read_disk(16).iter().all(|byte| *byte == 0));
-}
-
-#[test]
 fn a_place_is_not_used_again_while_a_request_may_still_write_there() {
     let block = 64 << 10;
     let mut host = Host::new(

@@ -83,7 +83,8 @@ pub struct Footer {
 }
 
 impl Footer {
-    /// A footer for a new image of `size` bytes, as blktap writes it (creator `tap`, version 1.3, no host OS).
+    /// A footer for a new image of `size` bytes, as blktap writes it (creator `tap`, no host OS). A fixed disk's version is
+    /// 1.3; that of an image with a BAT is 1.1, which may be without a batmap, until [`Footer::promise_batmap`].
     #[must_use]
     pub fn new(disk_type: DiskType, size: u64, uuid: Uuid, timestamp: u32) -> Self {
         Self {
@@ -95,7 +96,11 @@ impl Footer {
             },
             timestamp,
             creator_application: *b"tap\0",
-            creator_version: TAP_1_3,
+            creator_version: if disk_type == DiskType::Fixed {
+                TAP_1_3
+            } else {
+                TAP_1_1
+            },
             creator_host_os: [0; 4],
             original_size: size,
             current_size: size,
@@ -199,6 +204,11 @@ impl Footer {
         self.made_by_tap() && self.creator_version == TAP_0_1
     }
 
+    /// Makes the image one that has a batmap: blktap's version 1.3.
+    pub fn promise_batmap(&mut self) {
+        self.creator_version = TAP_1_3;
+    }
+
     /// Whether the image must have a batmap: blktap's do since version 1.2.
     #[must_use]
     pub fn demands_batmap(&self) -> bool {
@@ -268,7 +278,7 @@ fn hides_without_checksum(creator_application: [u8; 4], creator_version: u32) ->
 /// one of them.
 fn checksum_without_hidden(bytes: &[u8]) -> Option<u32> {
     let hidden = *bytes.get(HIDDEN)?;
-    if hidden == 0 || !hides_without_checksum(array(bytes, 28), u32_at(bytes, 32)) {
+    if hidden != 1 || !hides_without_checksum(array(bytes, 28), u32_at(bytes, 32)) {
         return None;
     }
     // The checksum is the complement of a sum.

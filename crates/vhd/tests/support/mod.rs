@@ -15,6 +15,7 @@
 // Each test program uses its own part of this.
 #![allow(dead_code)]
 
+pub mod batmap;
 pub mod cuts;
 pub mod guest;
 pub mod images;
