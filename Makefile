@@ -1,7 +1,7 @@
 # Every target is one script in scripts/; they can be run by themselves as well.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint demo bench crash fuzz interop clean
+.PHONY: help setup build install test lint demo bench crash fuzz interop clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -11,6 +11,9 @@ setup: ## install what is missing: Node, the wasm32 target, wasm-pack, Debian pa
 
 build: setup ## build everything into build/; commands are in build/bin/
 	@scripts/build
+
+install: build ## install commands, manual pages and completions: PREFIX=/usr/local, below DESTDIR= if that is given
+	@PREFIX="$(or $(PREFIX),/usr/local)" DESTDIR="$(DESTDIR)" scripts/install
 
 test: ## run every test suite
 	@scripts/test

@@ -8,6 +8,7 @@ import { dirname } from "node:path";
 import type { Access, Answer, OpenedFile, Want } from "../engine/engine.ts";
 import { errnoOf } from "../tapdisk/errors.ts";
 import type { Port } from "../tapdisk/port.ts";
+import { serversOf } from "./in-use.ts";
 
 /** How the port opens a file for each kind of access. */
 const openOptions = {
@@ -27,6 +28,7 @@ export class HostFiles {
   readonly #port: FilePort;
   readonly #direct: boolean;
   readonly #paths = new Map<number, string>();
+  #failure: unknown;
 
   /** With `direct`, files are read and written around the page cache. */
   constructor(port: FilePort, direct: boolean) {
@@ -39,6 +41,10 @@ export class HostFiles {
    * @throws an error that names the path, with the errno's name as its `code`
    */
   open(path: string, access: Access): OpenedFile {
+    const [server] = openOptions[access].write ? serversOf(path) : [];
+    if (server !== undefined) {
+      throw Object.assign(new Error(`${path} is in use by tapdisk, process ${server}`), { code: "EBUSY" });
+    }
     const { file, size, blockDevice } = this.#port.openFile(path, { direct: this.#direct, ...openOptions[access] });
     this.#paths.set(file, path);
     if (access === "create") syncFolder(path);
@@ -52,8 +58,9 @@ export class HostFiles {
     this.#port.closeFile(file);
   }
 
-  /** Closes all files. */
+  /** Closes all files, and forgets failures. */
   closeAll(): void {
+    this.#failure = undefined;
     for (const file of this.#paths.keys()) {
       this.close(file);
     }
@@ -64,8 +71,14 @@ export class HostFiles {
     try {
       return this.#do(want);
     } catch (error) {
+      this.#failure = error;
       return { errno: errnoOf(error) };
     }
+  }
+
+  /** What went wrong last with a want, in the words of whoever knows most of it. */
+  get failure(): unknown {
+    return this.#failure;
   }
 
   #do(want: Want): Answer {

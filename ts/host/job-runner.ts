@@ -1,5 +1,6 @@
 import { setImmediate } from "node:timers/promises";
-import { Engine, type EngineModule, type JobDescription, type Progress } from "../engine/engine.ts";
+import { Engine, type EngineModule, type JobDescription, JobError, type Progress } from "../engine/engine.ts";
+import { errnoOf } from "../tapdisk/errors.ts";
 import type { PortModule } from "../tapdisk/port.ts";
 import { HostFiles } from "./files.ts";
 
@@ -33,7 +34,7 @@ export class JobRunner {
    * Runs a job to its end and closes the files that it opened. Signals are handled and timers run meanwhile; `onProgress`
    * is called some times a second.
    * @returns what the job yields, to be parsed by the caller
-   * @throws JobError when it fails; `ECANCELED` after {@link cancel}
+   * @throws JobError when it fails; `ECANCELED` after {@link cancel}. When a file was why, its cause tells more.
    */
   async run(job: JobDescription, onProgress?: (progress: Progress) => void): Promise<unknown> {
     const engine = this.#engine;
@@ -57,6 +58,10 @@ export class JobRunner {
       }
       onProgress?.(engine.progress());
       return engine.jobResult();
+    } catch (error) {
+      const cause = this.#files.failure;
+      if (error instanceof JobError && cause !== undefined && errnoOf(cause) === error.errno) error.cause = cause;
+      throw error;
     } finally {
       this.#files.closeAll();
     }

@@ -1,6 +1,7 @@
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
+import { interruptible } from "../tools/cli/interrupt.ts";
 import { DiskThread } from "./disk-thread.ts";
 import { type Address, formatUri } from "./listen.ts";
 import type { DiskOptions } from "./messages.ts";
@@ -24,7 +25,12 @@ const BLOCK_SIZE = { minimum: 512, preferred: 4096, maximum: 32 << 20 } as const
  * @throws what kept the disk from being opened, served or closed.
  */
 export async function serve(options: ServeOptions): Promise<void> {
-  const stopped = stopSignal();
+  const { promise: stopped, resolve: stop } = Promise.withResolvers<void>();
+  // Patient: a second signal must not end the program while it makes things durable.
+  await interruptible(stop, () => serveUntil(stopped, options), true);
+}
+
+async function serveUntil(stopped: Promise<void>, options: ServeOptions): Promise<void> {
   const port = portModule();
   const thread = await DiskThread.open(port, options.disk);
   for (const warning of thread.disk.warnings) {
@@ -96,14 +102,6 @@ class Servers {
 
 function say(message: string): void {
   process.stderr.write(`tapdisk: ${message}\n`);
-}
-
-function stopSignal(): Promise<void> {
-  return new Promise((resolve) => {
-    // They stay: a second signal must not end the program while it makes things durable.
-    process.on("SIGTERM", () => resolve());
-    process.on("SIGINT", () => resolve());
-  });
 }
 
 function nbdExport(options: DiskOptions, { disk }: DiskThread): NbdExport {

@@ -1,0 +1,7 @@
+import { tapdiskCommand } from "../../../tapdisk/command.ts";
+import { fromCommander, type Reference } from "./model.ts";
+
+/** All commands that have a manual page and completions. */
+export function references(): Reference[] {
+  return [fromCommander(tapdiskCommand())];
+}
