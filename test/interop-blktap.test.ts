@@ -8,6 +8,7 @@ import { check, readWithOriginal, vhdUtil, writeWithOriginal } from "./support/b
 import { partialBlocks, scattered } from "./support/chains.ts";
 import { expectSame, MIB, pattern, SECTOR, sha256 } from "./support/data.ts";
 import { applyExtents, contentWith, type Extent, readThrough, writeThrough } from "./support/images.ts";
+import { loopDevice } from "./support/loop.ts";
 import { command, NbdClient } from "./support/nbd-client.ts";
 import { temporaryDirectory } from "./support/run.ts";
 import { backends, refused, serve, whileServed } from "./support/tapdisk.ts";
@@ -65,8 +66,8 @@ async function makeChain(levels: number, seed: number, create: string[] = []): P
   return { paths, leaf: paths.at(-1) ?? "", content };
 }
 
-async function expectValid(path: string): Promise<void> {
-  expect(await check(path, ["-b"])).toEqual({
+async function expectValid(path: string, options = ["-b"]): Promise<void> {
+  expect(await check(path, options)).toEqual({
     status: 0,
     stdout: expect.stringContaining(`${path} is valid\n`),
     stderr: "",
@@ -173,6 +174,25 @@ describe("images that the original wrote", () => {
     }
     expect(sums([disk, child])).toEqual(before);
   });
+});
+
+test("an image on a block device, in both directions", async ({ skip }) => {
+  const path = join(temporaryDirectory(), "device");
+  writeFileSync(path, Buffer.alloc(SIZE + 4 * MIB, 0xc7));
+  const device = (await loopDevice(path)) ?? skip("loop devices are not permitted here");
+  await vhdUtil("create", "-n", device, "-s", `${SIZE / MIB}`);
+  const content = contentWith(SIZE, []);
+  for (const seed of [1, 2]) {
+    const ours = extentsFor(seed);
+    await whileServed(`vhd:${device}`, [], (tapdisk) => writeThrough(tapdisk, ours));
+    applyExtents(content, ours);
+    await expectValid(device, []);
+    expectSame(await readWithOriginal(device), content, "ours, by the original");
+    const theirs = extentsFor(seed + 2);
+    await writeWithOriginal(device, theirs);
+    applyExtents(content, theirs);
+    expectSame(await whileServed(`vhd:${device}`, [], readThrough), content, "theirs, by ours");
+  }
 });
 
 describe("children of", () => {

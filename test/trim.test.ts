@@ -8,6 +8,7 @@ import { scattered } from "./support/chains.ts";
 import { expectSame, MIB, pattern, randomNumbers, SECTOR, sha256 } from "./support/data.ts";
 import { createWithFatTools, readWithFatTools } from "./support/fattools.ts";
 import { applyExtents, contentWith, createWithQemu, readThrough, readWithQemu } from "./support/images.ts";
+import { loopDevice } from "./support/loop.ts";
 import { command, commandFlag, NbdClient } from "./support/nbd-client.ts";
 import { outcomeOf, RunningProgram, run, temporaryDirectory, until } from "./support/run.ts";
 import { backends, serve, type Tapdisk, whileServed } from "./support/tapdisk.ts";
@@ -241,17 +242,6 @@ describe.each(backends)("with --io %s", (io) => {
     expect(sha256(readFileSync(base))).toBe(parent);
   });
 });
-
-/** Attaches a file to a loop device, until the test is over at the latest. */
-async function loopDevice(path: string): Promise<string | undefined> {
-  const { status, stdout } = await outcomeOf("losetup", ["--find", "--show", path]);
-  if (status !== 0) return undefined;
-  const device = stdout.trim();
-  onTestFinished(async () => {
-    await outcomeOf("losetup", ["-d", device]);
-  });
-  return device;
-}
 
 async function mount(device: string, folder: string): Promise<boolean> {
   mkdirSync(folder);

@@ -85,6 +85,8 @@ enum Disk {
         known: u32,
         wrong: bool,
     },
+    /// The same, with the leaf on a block device that has room for all blocks.
+    OnDevice(Vec<Vec<u64>>),
 }
 
 impl Disk {
@@ -110,6 +112,11 @@ impl Disk {
                 }
                 (files, disk)
             }
+            Self::OnDevice(levels) => {
+                let (mut files, disk) = Self::Partial(levels.clone()).build();
+                files[0] = images::on_device(&files[0], 2 * SIZE as usize);
+                (files, disk)
+            }
             Self::Partial(levels) => {
                 let mut files: Vec<Vec<u8>> = Vec::new();
                 for (index, bits) in levels.iter().enumerate().rev() {
@@ -125,6 +132,11 @@ impl Disk {
     fn chain(depth: usize) -> impl Strategy<Value = Self> {
         let bits = prop::collection::vec(any::<u64>(), 18);
         prop::collection::vec(bits, depth).prop_map(Self::Partial)
+    }
+
+    fn on_device(depth: usize) -> impl Strategy<Value = Self> {
+        let bits = prop::collection::vec(any::<u64>(), 18);
+        prop::collection::vec(bits, depth).prop_map(Self::OnDevice)
     }
 
     fn with_batmap(depth: usize) -> impl Strategy<Value = Self> {
@@ -146,8 +158,13 @@ fn explore(name: &str, enough: usize, faults: bool, disk: impl Strategy<Value = 
     support::until(strategy, |(disk, steps, seed)| {
         let mut explorer = explorer.borrow_mut();
         explorer.begin(seed);
+        let on_device = matches!(disk, Disk::OnDevice(_));
         let (files, disk) = disk.build();
-        Guest::new(&mut explorer, files, &disk, 1 << 20).steps(&steps);
+        if on_device {
+            Guest::on_device(&mut explorer, files, &disk).steps(&steps);
+        } else {
+            Guest::new(&mut explorer, files, &disk, 1 << 20).steps(&steps);
+        }
         explorer.distinct() < enough
     });
     report(name, &explorer.borrow());
@@ -186,6 +203,16 @@ fn of_an_image_with_a_batmap() {
 #[test]
 fn of_a_differencing_image_with_a_batmap() {
     explore("a child's batmap", 30_000, false, Disk::with_batmap(2));
+}
+
+#[test]
+fn of_an_image_on_a_block_device() {
+    explore("a block device", 30_000, false, Disk::on_device(1));
+}
+
+#[test]
+fn of_a_child_on_a_block_device_while_operations_fail() {
+    explore("a child's block device", 30_000, true, Disk::on_device(2));
 }
 
 #[test]

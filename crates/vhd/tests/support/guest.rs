@@ -132,11 +132,14 @@ pub struct Model {
     /// How many syncs failed, and of how many the guest knows.
     failed_syncs: u32,
     told: u32,
+    /// The image is on a block device.
+    on_device: bool,
 }
 
 impl Model {
-    fn new(disk: &[u8]) -> Self {
+    fn new(disk: &[u8], on_device: bool) -> Self {
         Self {
+            on_device,
             sectors: disk
                 .chunks(512)
                 .map(|sector| vec![number(sector)])
@@ -272,11 +275,18 @@ impl Model {
         }
     }
 
+    /// A host with what is left.
+    fn host(&self, left: &Left) -> Host {
+        let mut host = left.host(64 << 10);
+        host.leaf_is_device = self.on_device;
+        host
+    }
+
     /// Checks what a power cut left.
     fn check(&self, left: &Left, work_on: bool) {
         // A batmap that would be believed tells the truth.
         batmap::full_blocks(&left.files[0]);
-        let mut host = left.host(64 << 10);
+        let mut host = self.host(left);
         let info = host.open(Driver::Vhd, !work_on);
         let info = info.unwrap_or_else(|error| panic!("the image does not open: {error}"));
         let backup = |warning: &String| warning.starts_with("backup");
@@ -313,13 +323,27 @@ pub struct Guest<'a> {
 impl<'a> Guest<'a> {
     /// A guest of the chain in `files`, leaf first, with the content `disk` and a bitmap cache of `cache` bytes.
     pub fn new(explorer: &'a mut Explorer, files: Vec<Vec<u8>>, disk: &[u8], cache: usize) -> Self {
-        let mut host = Host::with_cache(files, SLOTS * SLOT_BYTES, cache);
+        Self::with_host(
+            explorer,
+            Host::with_cache(files, SLOTS * SLOT_BYTES, cache),
+            disk,
+        )
+    }
+
+    /// A guest of a chain whose leaf is on a block device.
+    pub fn on_device(explorer: &'a mut Explorer, files: Vec<Vec<u8>>, disk: &[u8]) -> Self {
+        let mut host = Host::new(files, SLOTS * SLOT_BYTES);
+        host.leaf_is_device = true;
+        Self::with_host(explorer, host, disk)
+    }
+
+    fn with_host(explorer: &'a mut Explorer, mut host: Host, disk: &[u8]) -> Self {
         host.power = Some(PowerLog::new(&host.files, &host.names));
         host.open(Driver::Vhd, false).expect("the image opens");
         explorer.promises_changed();
         Self {
+            model: Model::new(disk, host.leaf_is_device),
             host,
-            model: Model::new(disk),
             explorer,
             tag: FLUSH,
         }
@@ -473,11 +497,10 @@ impl<'a> Guest<'a> {
             .open(Driver::Vhd, false)
             .expect("the image opens again");
         let model = &self.model;
-        let mut next = Left {
+        let mut next = model.host(&Left {
             files: self.host.files.clone(),
             names: self.host.names.clone(),
-        }
-        .host(64 << 10);
+        });
         next.open(Driver::Vhd, true).expect("the image opens");
         model.check_content(&mut next, &[]);
     }

@@ -107,3 +107,12 @@ pub fn build(spec: &Spec<'_>, disk: &mut [u8]) -> Vec<u8> {
     image.extend(footer);
     image
 }
+
+/// An image as it is on a block device of `bytes` bytes, which holds something else wherever nothing was written.
+pub fn on_device(image: &[u8], bytes: usize) -> Vec<u8> {
+    let (blocks, footer) = image.split_at(image.len() - 512);
+    let mut device = blocks.to_vec();
+    device.resize(bytes - footer.len(), 0xc7);
+    device.extend(footer);
+    device
+}

@@ -113,6 +113,8 @@ pub struct Host {
     pub finished: VecDeque<Finished>,
     /// What a power cut would leave, for tests that ask.
     pub power: Option<power::PowerLog>,
+    /// The first file is a block device: it keeps its size, and what was never written there can be anything.
+    pub leaf_is_device: bool,
 }
 
 impl Host {
@@ -131,6 +133,7 @@ impl Host {
             counts: [0; 11],
             finished: VecDeque::new(),
             power: None,
+            leaf_is_device: false,
         }
     }
 
@@ -206,6 +209,7 @@ impl Host {
             files,
             guest,
             engine,
+            leaf_is_device,
             ..
         } = self;
         if op.kind == OpKind::ZeroBuffer {
@@ -219,6 +223,10 @@ impl Host {
             return 0;
         }
         let file = &mut files[usize::from(op.file)];
+        if *leaf_is_device && op.file == 0 {
+            assert_ne!(op.kind, OpKind::Truncate);
+            assert!(op.kind == OpKind::Sync || offset + length <= file.len());
+        }
         let mut with_buffer = |action: &mut dyn FnMut(&mut [u8])| match op.region {
             REGION_STAGING => {
                 engine.with_staging(|bytes| action(&mut bytes[buffer..buffer + length]))
@@ -361,7 +369,7 @@ impl Host {
             path,
             file,
             size,
-            block_device: false,
+            block_device: self.leaf_is_device && file == 0,
             read_only: true,
             real_path: String::new(),
             modified: 0,
