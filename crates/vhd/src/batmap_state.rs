@@ -46,6 +46,11 @@ pub(crate) struct Emptying {
 }
 
 impl BatmapState {
+    /// The header as it is in the file, or should be.
+    pub(crate) fn header(&self) -> &Batmap {
+        &self.header
+    }
+
     /// Bytes of the file that header and map take.
     pub(crate) fn areas(&self) -> [(u64, u64); 2] {
         let map_end = self.header.offset + u64::from(self.header.sectors) * 512;

@@ -16,6 +16,8 @@ pub mod errno {
     pub const EINVAL: i32 = 22;
     /// No space left on device.
     pub const ENOSPC: i32 = 28;
+    /// File name too long.
+    pub const ENAMETOOLONG: i32 = 36;
     /// Operation not supported.
     pub const EOPNOTSUPP: i32 = 95;
     /// The virtual disk is closed.

@@ -66,7 +66,9 @@ pub struct ImageInfo {
 pub(crate) async fn open(io: &Io, spec: &FileSpec) -> Result<(Image, ImageInfo)> {
     match spec.driver {
         Driver::Aio => open_raw(spec),
-        Driver::Vhd => open_vhd(io, spec).await,
+        Driver::Vhd => open_vhd(io, spec)
+            .await
+            .map(|(image, info, _)| (image, info)),
     }
     .map_err(|error| error.in_file(&spec.path))
 }
@@ -227,8 +229,9 @@ async fn read_footers(io: &Io, spec: &FileSpec) -> Result<Footers> {
     }
 }
 
-async fn open_vhd(io: &Io, spec: &FileSpec) -> Result<(Image, ImageInfo)> {
-    let footers = read_footers(io, spec).await?;
+/// Reads what is needed to use a VHD, and where its footers are.
+pub(crate) async fn open_vhd(io: &Io, spec: &FileSpec) -> Result<(Image, ImageInfo, Footers)> {
+    let mut footers = read_footers(io, spec).await?;
     let footer = footers.footer.clone();
     let sectors = footer.current_size / 512;
     let mut info = ImageInfo {
@@ -260,10 +263,11 @@ async fn open_vhd(io: &Io, spec: &FileSpec) -> Result<(Image, ImageInfo)> {
         info.warnings
             .push("the footer says that a machine state is saved with this disk".to_owned());
     }
-    let mut warnings = footers.warnings;
+    let mut warnings = std::mem::take(&mut footers.warnings);
     warnings.append(&mut info.warnings);
     Ok((
         image(spec, sectors, Some(footer.uuid), layout),
         ImageInfo { warnings, ..info },
+        footers,
     ))
 }

@@ -8,6 +8,8 @@
 mod coalesce;
 mod info;
 mod map;
+mod modify;
+mod set;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -21,6 +23,7 @@ use crate::engine::close_disk;
 use crate::error::{Error, Result, errno};
 use crate::image::Image;
 use crate::io::Io;
+use crate::metadata::Metadata;
 use crate::open::{self, Driver, FileSpec, ImageInfo};
 use crate::target::Target;
 use crate::wants::{Access, Files};
@@ -28,6 +31,8 @@ use crate::wants::{Access, Files};
 pub use coalesce::{CoalesceSpec, Coalesced};
 pub use info::{ImageDescription, InfoSpec};
 pub use map::{Map, MapExtent, MapSpec};
+pub use modify::{ModifySpec, NewParent};
+pub use set::SetSpec;
 
 /// What a job is to do. As JSON: an object whose `job` names the variant, with the fields of its spec beside it.
 #[derive(Clone, Debug, Deserialize)]
@@ -39,6 +44,10 @@ pub enum JobSpec {
     Map(MapSpec),
     /// Merge an image into its parent.
     Coalesce(CoalesceSpec),
+    /// Set blktap's flags of an image.
+    Set(SetSpec),
+    /// Change an image's parent or its size on the disk, or drop its data.
+    Modify(ModifySpec),
 }
 
 /// What a job yields.
@@ -184,6 +193,15 @@ impl Context {
         chain::open(&self.io, &self.files, &spec, |_| parents).await
     }
 
+    /// Opens a VHD alone, for changes of its metadata.
+    ///
+    /// # Errors
+    /// The host's error, or what is wrong with the image.
+    pub(crate) async fn open_metadata(&self, path: &str, access: Access) -> Result<Metadata> {
+        let spec = self.open_file(path, Driver::Vhd, access).await?;
+        Metadata::open(&self.io, &spec).await
+    }
+
     /// Makes `chain` the engine's open disk, to which the job can write; see [`Context::close_target`].
     pub(crate) fn open_target(&self, chain: Vec<Image>) -> Target {
         let core = Core::new(chain, false, self.bitmap_cache_bytes);
@@ -212,6 +230,8 @@ pub(crate) async fn run(context: Context, spec: JobSpec) -> Result<Outcome> {
         JobSpec::Info(spec) => info::run(&context, &spec).await.map(Outcome::Info),
         JobSpec::Map(spec) => map::run(&context, &spec).await.map(Outcome::Map),
         JobSpec::Coalesce(spec) => coalesce::run(&context, &spec).await.map(Outcome::Coalesced),
+        JobSpec::Set(spec) => set::run(&context, &spec).await.map(|()| Outcome::Done),
+        JobSpec::Modify(spec) => modify::run(&context, &spec).await.map(|()| Outcome::Done),
     }
 }
 
