@@ -22,8 +22,9 @@ const NOTHING: u32 = STATUS_HOLE | STATUS_ZERO;
 /// usual blocks takes fewer for the longest request of an NBD client.
 const MAX_LOOKS: u32 = 1 << 16;
 
-/// Blocks whose bitmaps are fetched together with the one that is needed now.
-const READ_AHEAD: u32 = 16;
+/// Blocks after the one whose bitmap is needed now that are looked at for bitmaps to fetch along. Even a cache of the least
+/// size has room for these.
+const READ_AHEAD: u32 = 8;
 
 /// What is known of a block status request's sectors so far.
 #[derive(Debug)]

@@ -438,6 +438,19 @@ fn striped(sectors: u64) -> Host {
 }
 
 #[test]
+fn bitmaps_of_the_next_blocks_are_fetched_along() {
+    for (sectors, bitmaps) in [(1, 1), (4096, 1), (4097, 2), (4096 * 20, 9)] {
+        let mut host = striped(4096 * 20);
+        host.submit(1, RequestKind::BlockStatus, 0, 0, sectors, 0);
+        let mut offsets: Vec<u64> = host.in_flight.iter().map(|op| op.offset).collect();
+        offsets.dedup();
+        assert_eq!(offsets.len(), bitmaps, "for {sectors} sectors");
+        host.settle();
+        assert_eq!(host.counts[OpKind::CopyToBuffer as usize], 1);
+    }
+}
+
+#[test]
 fn a_full_answer_ends_early() {
     let mut host = striped(16384);
     let found = status(&mut host, 1, 16383);
