@@ -23,6 +23,13 @@ pub(crate) struct Image {
     pub(crate) file: u16,
     /// The file's name, for errors.
     pub(crate) path: String,
+    /// The same without symbolic links, if the host knows it.
+    pub(crate) real_path: String,
+    /// Bytes in the file when it was opened.
+    pub(crate) file_size: u64,
+    /// When the file was modified last before, Unix time in seconds; 0 if the host doesn't tell.
+    pub(crate) modified: u64,
+    pub(crate) block_device: bool,
     /// Size of the virtual disk, sectors.
     pub(crate) sectors: u64,
     /// Its identity; a raw file has none.

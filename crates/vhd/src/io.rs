@@ -304,6 +304,62 @@ impl Io {
         }
     }
 
+    /// Looks at each of `pieces` (file, offset and bytes, at most [`MAX_DATA_MAP`]) as [`Io::data_map`] does, several at a
+    /// time, and hands the bitmaps to `take` in order.
+    ///
+    /// # Errors
+    /// The first I/O error; nothing is in flight any more then.
+    pub(crate) async fn data_map_each(
+        &self,
+        pieces: impl Iterator<Item = (u16, u64, u64)>,
+        mut take: impl FnMut(&[u8]),
+    ) -> Result<()> {
+        let mut pieces = pieces.fuse();
+        let mut in_flight = VecDeque::new();
+        let mut error = None;
+        loop {
+            while in_flight.len() < 8
+                && error.is_none()
+                && let Some((file, offset, length)) = pieces.next()
+            {
+                let chunk = self.chunk(SMALL).await;
+                let op = Op {
+                    buffer: chunk.offset(),
+                    ..plain_op(OpKind::DataMap, file, offset, length.min(MAX_DATA_MAP))
+                };
+                in_flight.push_back((self.start(op, Some(chunk)), chunk, offset));
+            }
+            let Some((mut pending, chunk, offset)) = in_flight.pop_front() else {
+                return error.map_or(Ok(()), Err);
+            };
+            match (&mut pending).await {
+                result if result < 0 => {
+                    error.get_or_insert(Error::io("data", offset, result.saturating_neg()));
+                }
+                _ if error.is_none() => take(self.queue().staging.chunk(chunk)),
+                _ => {}
+            }
+        }
+    }
+
+    /// Tells whether there are data or a hole at `offset` of `file`, and how many of the next `length` bytes (less than
+    /// 2 GiB) are of the same kind, at least a sector: true for a hole.
+    pub(crate) async fn seek_hole(
+        &self,
+        file: u16,
+        offset: u64,
+        length: u64,
+    ) -> Result<(bool, u64)> {
+        let op = plain_op(OpKind::SeekHole, file, offset, length);
+        match self.start(op, None).await {
+            result if result < 0 => Err(Error::io("file", offset, result.saturating_neg())),
+            result => {
+                let bytes = u64::from(result.cast_unsigned() >> 1) * 512;
+                Ok((result & 1 == 1, bytes.clamp(512, length.max(512))))
+            }
+        }
+    }
+
     #[allow(dead_code)]
     /// Copies `length` bytes at `source_offset` of `source_file` to `offset` of `file`, several transfers at a time.
     pub(crate) async fn copy(

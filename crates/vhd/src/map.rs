@@ -53,6 +53,35 @@ impl Extent {
 /// # Errors
 /// An I/O error while a bitmap is read.
 pub(crate) async fn resolve(io: &Io, chain: &[Image], sectors: Range<u64>) -> Result<Vec<Extent>> {
+    let Found { mut extents, below } = find(io, chain, sectors).await?;
+    for range in below {
+        push_zeros(&mut extents, range);
+    }
+    join(&mut extents);
+    Ok(extents)
+}
+
+/// As [`resolve`], for the upper part of a chain.
+///
+/// # Errors
+/// An I/O error while a bitmap is read.
+pub(crate) async fn look_up(io: &Io, upper: &[Image], sectors: Range<u64>) -> Result<Found> {
+    let mut found = find(io, upper, sectors).await?;
+    join(&mut found.extents);
+    Ok(found)
+}
+
+/// What the upper part of a chain says of sectors.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// What it decides, in order, neighbours joined: sectors that it has, and zeros where one of its images ends before the
+    /// disk does.
+    pub(crate) extents: Vec<Extent>,
+    /// What is left to the images below, in order, none empty.
+    pub(crate) below: Vec<Range<u64>>,
+}
+
+async fn find(io: &Io, chain: &[Image], sectors: Range<u64>) -> Result<Found> {
     let mut found = Vec::new();
     let mut open = vec![sectors];
     for (level, image) in chain.iter().enumerate() {
@@ -83,18 +112,23 @@ pub(crate) async fn resolve(io: &Io, chain: &[Image], sectors: Range<u64>) -> Re
             break;
         }
     }
-    for range in open {
-        push_zeros(&mut found, range);
-    }
-    found.sort_unstable_by_key(|extent| extent.sector);
-    found.dedup_by(|next, extent| {
+    open.retain(|range| !range.is_empty());
+    Ok(Found {
+        extents: found,
+        below: open,
+    })
+}
+
+/// Puts extents in order and joins neighbours.
+pub(crate) fn join(extents: &mut Vec<Extent>) {
+    extents.sort_unstable_by_key(|extent| extent.sector);
+    extents.dedup_by(|next, extent| {
         let joins = extent.goes_on_with(next);
         if joins {
             extent.sectors += next.sectors;
         }
         joins
     });
-    Ok(found)
 }
 
 fn push_zeros(found: &mut Vec<Extent>, range: Range<u64>) {

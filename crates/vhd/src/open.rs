@@ -77,6 +77,10 @@ fn image(spec: &FileSpec, sectors: u64, uuid: Option<Uuid>, layout: Layout) -> I
     Image {
         file: spec.file,
         path: spec.path.clone(),
+        real_path: spec.real_path.clone(),
+        file_size: spec.size,
+        modified: spec.modified,
+        block_device: spec.block_device,
         sectors,
         uuid,
         layout,

@@ -4,8 +4,11 @@ mod support;
 
 use proptest::prelude::*;
 use support::Host;
+use support::chains::{Chain, Level, Root, chains};
 use support::images::{self, Parent, Spec, uuid};
-use vhd::jobs::{CoalesceSpec, MapSpec};
+use vhd::format::uuid::Uuid;
+use vhd::jobs::{CoalesceSpec, Coalesced, MapSpec, OutputSpec, RecordSpec};
+use vhd::record::OpKind;
 use vhd::{Driver, JobSpec, Outcome};
 
 const SECTORS: u64 = 300;
@@ -41,39 +44,97 @@ fn bits() -> impl Strategy<Value = Vec<u64>> {
     prop::collection::vec(any::<u64>(), 19)
 }
 
-fn read(files: Vec<Vec<u8>>, driver: Driver) -> Vec<u8> {
-    let mut host = Host::new(files, 64 << 10);
-    host.open(driver, true).expect("the image opens");
-    host.read_disk(SECTORS)
+fn spec() -> CoalesceSpec {
+    CoalesceSpec {
+        path: images::name(0),
+        into: None,
+        output: None,
+        sparse: false,
+        dry_run: false,
+        record: None,
+    }
 }
 
-fn coalesce(host: &mut Host) -> u64 {
-    let path = images::name(0);
-    match host.run_job(JobSpec::Coalesce(CoalesceSpec { path })) {
-        Ok(Outcome::Coalesced(coalesced)) => coalesced.sectors,
-        other => panic!("{other:?}"),
+fn coalesce(host: &mut Host, spec: CoalesceSpec) -> vhd::error::Result<Coalesced> {
+    host.run_job(JobSpec::Coalesce(spec))
+        .map(|outcome| match outcome {
+            Outcome::Coalesced(coalesced) => coalesced,
+            other => panic!("{other:?}"),
+        })
+}
+
+fn into(level: usize) -> CoalesceSpec {
+    CoalesceSpec {
+        into: Some(images::name(level)),
+        ..spec()
     }
 }
 
 proptest! {
-    #![proptest_config(support::cases(64))]
+    #![proptest_config(support::cases(256))]
 
     #[test]
-    fn the_parent_reads_as_the_child(child in bits(), parent in bits(), root in bits()) {
-        let mut disk = vec![0; SIZE as usize];
-        let root = image(2, &root, false, &mut disk);
-        let parent = image(1, &parent, true, &mut disk);
-        let child = image(0, &child, true, &mut disk);
-        let mut host = Host::new(vec![child, parent, root.clone()], 64 << 10);
-        let copied = coalesce(&mut host);
-        prop_assert!(copied <= SECTORS);
-        prop_assert!(read(host.files.clone(), Driver::Vhd) == disk);
-        prop_assert!(host.files[2] == root);
-        // The parent and the root are a chain of their own.
-        let mut parents = Host::new(host.files[1..].to_vec(), 64 << 10);
-        parents.names = vec![images::name(0), images::name(2)];
-        parents.open(Driver::Vhd, true).expect("the parent opens");
-        prop_assert!(parents.read_disk(SECTORS) == disk);
+    fn the_ancestor_reads_as_the_child(
+        chain in chains(2..5, SECTORS), level in 1_usize..4, sparse: bool, named: bool,
+    ) {
+        let level = level.min(chain.levels.len() - 1);
+        let (files, contents) = chain.build();
+        let mut host = Host::new(files.clone(), 64 << 10);
+        let spec = CoalesceSpec { sparse, ..if level > 1 || named { into(level) } else { spec() } };
+        let estimate = coalesce(&mut host, CoalesceSpec { dry_run: true, ..spec.clone() });
+        prop_assert!(host.files == files);
+        let outcome = coalesce(&mut host, spec);
+        prop_assert_eq!(estimate.is_ok(), outcome.is_ok());
+        prop_assert!(chain.read(&host.files, 0).expect("the child opens") == contents[0]);
+        let target = chain.read(&host.files, level).expect("the target opens");
+        let (child, before) = (&contents[0], &contents[level]);
+        let raw = chain.driver(level) == Driver::Aio;
+        match outcome {
+            Ok(coalesced) => {
+                prop_assert_eq!(&coalesced.target, &images::name(level));
+                prop_assert!(target[..child.len()] == child[..]);
+                prop_assert!(target.get(child.len()..) == before.get(child.len()..).or(Some(&[])));
+                let estimate = estimate.expect("it was estimated").estimate;
+                prop_assert_eq!(estimate.bytes, coalesced.estimate.bytes);
+                let sectors = (estimate.bytes + estimate.zero_bytes) / 512;
+                prop_assert!(coalesced.sectors <= sectors);
+                if !sparse && estimate.zero_bytes == 0 {
+                    prop_assert_eq!(coalesced.sectors, sectors);
+                }
+            }
+            Err(error) => {
+                prop_assert!(before.len() < child.len() && !raw, "{}", error);
+                prop_assert!(host.files == files);
+            }
+        }
+        for (index, file) in files.iter().enumerate().filter(|(index, _)| *index != level) {
+            prop_assert!(host.files[index] == *file, "file {} is as it was", index);
+        }
+    }
+
+    #[test]
+    fn a_new_image_takes_in_a_chain(chain in chains(2..5, SECTORS), level in 1_usize..5, sparse: bool, raw: bool) {
+        let level = level.min(chain.levels.len());
+        let (files, contents) = chain.build();
+        let mut host = Host::new(files.clone(), 64 << 10);
+        let path = "/disks/new.vhd".to_owned();
+        let sectors = chain.levels[0].sectors;
+        let into = (level < chain.levels.len()).then(|| images::name(level));
+        let driver = if raw && into.is_none() { Driver::Aio } else { Driver::Vhd };
+        host.names.push(path.clone());
+        host.files.push(match driver {
+            Driver::Aio => vec![0; sectors as usize * 512],
+            Driver::Vhd => new_image(&chain, level),
+        });
+        let spec = CoalesceSpec { into, sparse, output: Some(OutputSpec { path: path.clone(), driver }), ..spec() };
+        let coalesced = coalesce(&mut host, spec).expect("the chain is copied");
+        prop_assert_eq!(coalesced.target, path);
+        prop_assert!(host.files[..files.len()] == files);
+        let below: Vec<usize> = [files.len()].into_iter().chain(level..files.len()).collect();
+        let mut reader = Host::new(below.iter().map(|index| host.files[*index].clone()).collect(), 64 << 10);
+        reader.names = below.iter().map(|index| host.names[*index].clone()).collect();
+        reader.open(driver, true).expect("the new image opens");
+        prop_assert!(reader.read_disk(sectors) == contents[0]);
     }
 
     #[test]
@@ -105,24 +166,181 @@ proptest! {
     }
 }
 
-#[test]
-fn into_a_raw_parent() {
-    let mut disk = vec![7; SIZE as usize];
-    let raw = disk.clone();
-    let blocks: Vec<(u32, u64)> = vec![(0, 0xff0f), (3, 1)];
+/// An empty image for the upper levels of a chain.
+fn new_image(chain: &Chain, level: usize) -> Vec<u8> {
+    let levels = [chain.levels[..1].to_vec(), chain.levels[level..].to_vec()].concat();
+    let parent = levels.get(1).map(|_| Parent {
+        uuid: match chain.driver(level) {
+            Driver::Aio => Uuid::NIL,
+            Driver::Vhd => uuid(level),
+        },
+        locator: (*b"W2ku", images::name(level)),
+    });
+    let size = chain.levels[0].sectors * 512;
     let spec = Spec {
-        uuid: uuid(0),
-        size: SIZE,
-        block_size: 8192,
-        parent: Some(Parent {
-            uuid: vhd::format::uuid::Uuid::NIL,
-            locator: (*b"W2ku", images::name(1)),
-        }),
-        blocks: &blocks,
-        fill: |sector| sector as u8,
+        uuid: uuid(77),
+        size,
+        block_size: 4096,
+        parent,
+        blocks: &[],
+        fill: |_| 0,
     };
-    let child = images::build(&spec, &mut disk);
-    let mut host = Host::new(vec![child, raw], 64 << 10);
-    assert_eq!(coalesce(&mut host), 13);
-    assert!(host.files[1] == disk);
+    images::build(&spec, &mut [])
+}
+
+#[test]
+fn the_target_must_be_an_ancestor_that_can_take_it() {
+    let bits = vec![u64::MAX; 40];
+    let level = |sectors| Level {
+        bits: bits.clone(),
+        sectors,
+    };
+    let chain = Chain {
+        levels: vec![level(SECTORS), level(SECTORS), level(SECTORS - 1)],
+        root: Root::Dynamic,
+    };
+    let (mut files, _) = chain.build();
+    files.push(vec![0; 512]);
+    let mut host = Host::new(files.clone(), 0);
+    for (spec, errno, words) in [
+        (into(0), 22, "no ancestor"),
+        (
+            into(3),
+            22,
+            "no ancestor: found /disks/base/parent3.vhd, expected one of: /disks/base/parent1.vhd",
+        ),
+        (into(9), 2, "/disks/base/parent9.vhd"),
+        (into(2), 22, "smaller than its child"),
+        (
+            CoalesceSpec {
+                path: images::name(2),
+                ..spec()
+            },
+            22,
+            "no parent",
+        ),
+    ] {
+        let error = coalesce(&mut host, spec).expect_err("it is refused");
+        assert_eq!(error.errno, errno, "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+        assert_eq!(
+            host.counts[OpKind::Write as usize] + host.counts[OpKind::Truncate as usize],
+            0
+        );
+    }
+}
+
+#[test]
+fn too_little_space_is_noticed_before_it_begins() {
+    let full = Level {
+        bits: vec![u64::MAX; 40],
+        sectors: SECTORS,
+    };
+    let empty = Level {
+        bits: vec![0; 40],
+        sectors: SECTORS,
+    };
+    let root = Root::Dynamic;
+    let levels = vec![full.clone(), empty, full];
+    let chain = Chain { levels, root };
+    let (files, _) = chain.build();
+    for spec in [spec(), into(2)] {
+        let mut host = Host::new(files.clone(), 0);
+        let dry_run = CoalesceSpec {
+            dry_run: true,
+            ..spec.clone()
+        };
+        let estimate = coalesce(&mut host, dry_run)
+            .expect("it is estimated")
+            .estimate;
+        host.free_space = estimate.space - 1;
+        let error = coalesce(&mut host, spec.clone()).expect_err("there is no space");
+        assert_eq!(error.errno, 28, "{error}");
+        assert!(host.files == files);
+        host.free_space = estimate.space;
+        coalesce(&mut host, spec).expect("it is merged");
+    }
+}
+
+#[test]
+fn sparse_copies_leave_zeros_out() {
+    let bits = vec![u64::MAX; 40];
+    let levels = vec![
+        Level {
+            bits,
+            sectors: SECTORS,
+        },
+        Level {
+            bits: vec![0; 40],
+            sectors: SECTORS,
+        },
+    ];
+    let chain = Chain {
+        levels,
+        root: Root::Dynamic,
+    };
+    let (files, contents) = chain.build();
+    let zeros = contents[0]
+        .chunks(512)
+        .filter(|sector| sector.iter().all(|byte| *byte == 0))
+        .count() as u64;
+    assert!(zeros >= 100);
+    let mut host = Host::new(files, 0);
+    let coalesced = coalesce(
+        &mut host,
+        CoalesceSpec {
+            sparse: true,
+            ..spec()
+        },
+    )
+    .expect("it is merged");
+    assert_eq!(coalesced.zeroed, 0);
+    // But for those few that are alone among data.
+    assert!((SECTORS - zeros..SECTORS - zeros / 2).contains(&coalesced.sectors));
+    assert!(chain.read(&host.files, 1).expect("the parent opens") == contents[0]);
+}
+
+#[test]
+fn a_cancelled_merge_goes_on_where_it_was() {
+    let bits = vec![u64::MAX; 400];
+    let level = |sectors| Level {
+        bits: bits.clone(),
+        sectors,
+    };
+    let chain = Chain {
+        levels: vec![level(4000), level(4000)],
+        root: Root::Dynamic,
+    };
+    let (files, contents) = chain.build();
+    let record = RecordSpec {
+        path: "/disks/record".to_owned(),
+        resume: true,
+        now: 1_800_000_000,
+        interval: 1 << 20,
+    };
+    let spec = CoalesceSpec {
+        record: Some(record),
+        ..spec()
+    };
+    let mut host = Host::new(files, 0);
+    host.engine.start(JobSpec::Coalesce(spec.clone()));
+    while host.counts[OpKind::CopyRange as usize] < 5 {
+        host.run();
+        if host.in_flight.is_empty() {
+            let want = host.engine.want().expect("it wants something");
+            let answer = host.fulfil(want);
+            host.engine.provide(answer);
+        } else {
+            host.complete(0);
+        }
+    }
+    host.engine.cancel();
+    let error = host.job().expect_err("it stops");
+    assert_eq!(error.errno, 125);
+    assert!(chain.read(&host.files, 0).expect("the child opens") == contents[0]);
+    let coalesced = coalesce(&mut host, spec).expect("it goes on");
+    assert!(coalesced.resumed_at >= 5 * 16, "{coalesced:?}");
+    assert_eq!(coalesced.resumed_at + coalesced.sectors, 4000);
+    assert!(!host.names.contains(&"/disks/record".to_owned()));
+    assert!(chain.read(&host.files, 1).expect("the parent opens") == contents[0]);
 }

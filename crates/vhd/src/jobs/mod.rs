@@ -28,7 +28,7 @@ use crate::open::{self, Driver, FileSpec, ImageInfo};
 use crate::target::Target;
 use crate::wants::{Access, Files};
 
-pub use coalesce::{CoalesceSpec, Coalesced};
+pub use coalesce::{CoalesceSpec, Coalesced, Estimate, OutputSpec, RecordSpec};
 pub use info::{ImageDescription, InfoSpec};
 pub use map::{Map, MapExtent, MapSpec};
 pub use modify::{ModifySpec, NewParent};

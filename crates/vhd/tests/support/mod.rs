@@ -16,6 +16,7 @@
 #![allow(dead_code)]
 
 pub mod batmap;
+pub mod chains;
 pub mod cuts;
 pub mod guest;
 pub mod images;
@@ -115,6 +116,8 @@ pub struct Host {
     pub power: Option<power::PowerLog>,
     /// The first file is a block device: it keeps its size, and what was never written there can be anything.
     pub leaf_is_device: bool,
+    /// Bytes that are free in the file system.
+    pub free_space: u64,
 }
 
 impl Host {
@@ -134,6 +137,7 @@ impl Host {
             finished: VecDeque::new(),
             power: None,
             leaf_is_device: false,
+            free_space: 1 << 40,
         }
     }
 
@@ -351,7 +355,7 @@ impl Host {
                 }
                 Ok(Answer::Done)
             }
-            Want::FreeSpace { .. } => Ok(Answer::FreeSpace(1 << 40)),
+            Want::FreeSpace { .. } => Ok(Answer::FreeSpace(self.free_space)),
         }
     }
 
