@@ -62,7 +62,7 @@ pub(crate) fn check(
         .fold(0, u64::max);
     let mut data_end = metadata_end;
     let mut cut_short = None;
-    let mut places = Vec::new();
+    let mut places = Vec::with_capacity(blocks.allocated() as usize);
     let mut covered: Vec<Option<u32>> = vec![None; areas.len()];
     for (block, sector) in (0_u32..)
         .zip(blocks.bat.iter().copied())

@@ -320,7 +320,6 @@ async fn reuse_orphans(core: &Rc<RefCell<Core>>, io: &Io) -> Result<usize> {
     for place in places.iter().rev() {
         allocator.recycle(*place);
     }
-    allocator.next_extent = (allocator.next_extent * 2).min(MAX_EXTENT);
     Ok(places.len())
 }
 

@@ -10,12 +10,9 @@ use support::Host;
 use support::cuts::Explorer;
 use support::images::{self, Spec, uuid};
 use support::jobs;
-use vhd::format::bat;
 use vhd::format::footer::{DiskType, Footer};
-use vhd::format::header::Header;
-use vhd::format::locator::ParentLocator;
-use vhd::record::{Completion, FLAG_FUA, Finished, OpKind, RequestKind, TdRequest};
-use vhd::{CreateSpec, Driver, Engine, FileSpec, Job};
+use vhd::record::{FLAG_FUA, Finished, OpKind, RequestKind};
+use vhd::{CreateSpec, Driver, Job};
 
 const EIO: i32 = -5;
 
@@ -322,111 +319,4 @@ fn closing_mends_a_bad_backup_footer_before_it_moves_the_other() {
         },
     );
     outcome.expect("the image closes");
-}
-
-/// A file of which only the sectors that were written are in memory.
-#[derive(Default)]
-struct SparseFile {
-    sectors: BTreeMap<u64, [u8; 512]>,
-}
-
-impl SparseFile {
-    fn put(&mut self, sector: u64, bytes: &[u8]) {
-        for (index, chunk) in (sector..).zip(bytes.as_chunks::<512>().0) {
-            self.sectors.insert(index, *chunk);
-        }
-    }
-
-    /// Lets the engine work until it wants nothing more; guest data are ignored.
-    fn drive(&mut self, engine: &mut Engine) -> Vec<Finished> {
-        let mut finished = Vec::new();
-        loop {
-            engine.run();
-            finished.extend(std::iter::from_fn(|| engine.take_finished()));
-            let Some(op) = engine.take_op() else {
-                return finished;
-            };
-            let range = op.buffer as usize..op.buffer as usize + op.length as usize;
-            let metadata = op.region == vhd::record::REGION_STAGING;
-            match op.kind {
-                OpKind::Read if metadata => engine.with_staging(|staging| {
-                    for (sector, chunk) in (op.offset / 512..).zip(staging[range].chunks_mut(512)) {
-                        chunk.copy_from_slice(self.sectors.get(&sector).unwrap_or(&[0; 512]));
-                    }
-                }),
-                OpKind::Write if metadata => {
-                    let bytes = engine.with_staging(|staging| staging[range].to_vec());
-                    self.put(op.offset / 512, &bytes);
-                }
-                _ => {}
-            }
-            let moves = matches!(op.kind, OpKind::Read | OpKind::Write);
-            engine.complete(Completion {
-                id: op.id,
-                result: if moves { op.length as i32 } else { 0 },
-            });
-        }
-    }
-}
-
-#[test]
-fn writes_fail_when_no_sector_number_is_left() {
-    let (block_size, count) = (4096_u32, 64_u32);
-    let footer = Footer::new(DiskType::Dynamic, u64::from(block_size * count), uuid(0), 7).encode();
-    // The first block is so far behind that only a few others have room.
-    let high = 0xffff_ffff_u64 - 16 * 8;
-    let mut table = vec![bat::UNUSED; count as usize];
-    table[0] = high as u32;
-    let mut file = SparseFile::default();
-    file.put(0, &footer);
-    let mut header = Header::new(1536, count, block_size);
-    // So that there is no room between the table and that block.
-    header.locators[0] = ParentLocator {
-        platform: *b"W2ru",
-        data_space: 512,
-        data_length: 2,
-        data_offset: (high - 1) * 512,
-    };
-    file.put(1, &header.encode());
-    file.put(3, &bat::encode(&table));
-    file.put(high, &[0xff; 512]);
-    file.put(high + 9, &footer);
-    let mut engine = Engine::new(1 << 20);
-    let (driver, path, size) = (Driver::Vhd, "/x".to_owned(), (high + 10) * 512);
-    engine.open(FileSpec {
-        driver,
-        path,
-        file: 0,
-        size,
-        block_device: false,
-        read_only: false,
-        real_path: String::new(),
-        modified: 0,
-    });
-    file.drive(&mut engine);
-    assert!(
-        matches!(engine.job(), Job::Over(Ok(_))),
-        "{:?}",
-        engine.job()
-    );
-    let statuses: Vec<i32> = (1..count)
-        .map(|block| {
-            let (kind, sector) = (RequestKind::Write as u8, u64::from(block) * 8);
-            engine.submit(&TdRequest {
-                tag: block,
-                kind,
-                flags: 0,
-                sector,
-                sectors: 8,
-                region: 1,
-                buffer: 0,
-            });
-            let finished = file.drive(&mut engine);
-            assert_eq!(finished.len(), 1, "the write to block {block} does not end");
-            finished[0].status
-        })
-        .collect();
-    let good = statuses.iter().take_while(|status| **status == 0).count();
-    assert!((1..10).contains(&good), "{good} blocks had room");
-    assert!(statuses[good..].iter().all(|status| *status == -28));
 }

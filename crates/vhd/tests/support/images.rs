@@ -116,3 +116,38 @@ pub fn on_device(image: &[u8], bytes: usize) -> Vec<u8> {
     device.extend(footer);
     device
 }
+
+/// An image with something between its blocks: before each, in file order, so many sectors that are nobody's.
+pub fn with_gaps(image: &[u8], gaps: &[usize]) -> Vec<u8> {
+    let header = Header::decode(&image[512..]).expect("the header is good");
+    let at = header.table_offset as usize;
+    let mut table = Vec::new();
+    bat::decode(
+        &image[at..][..header.max_table_entries as usize * 4],
+        &mut table,
+    );
+    let mut blocks: Vec<(u32, usize)> = table
+        .iter()
+        .zip(0..)
+        .filter(|(place, _)| **place != bat::UNUSED)
+        .map(|(place, block)| (*place, block))
+        .collect();
+    blocks.sort_unstable();
+    let end = image.len() - 512;
+    let starts: Vec<usize> = blocks
+        .iter()
+        .map(|(place, _)| *place as usize * 512)
+        .collect();
+    let mut file = image[..starts.first().copied().unwrap_or(end)].to_vec();
+    let stops = starts.iter().skip(1).copied().chain([end]);
+    for ((start, stop), (gap, (_, block))) in starts.iter().zip(stops).zip(gaps.iter().zip(&blocks))
+    {
+        file.resize(file.len() + gap * 512, 0xc7);
+        table[*block] = (file.len() / 512) as u32;
+        file.extend(&image[*start..stop]);
+    }
+    file.extend(&image[end..]);
+    let table = bat::encode(&table);
+    file[at..at + table.len()].copy_from_slice(&table);
+    file
+}

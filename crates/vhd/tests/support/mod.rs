@@ -22,6 +22,7 @@ pub mod guest;
 pub mod images;
 pub mod jobs;
 pub mod power;
+pub mod sparse;
 
 use std::cell::Cell;
 use std::collections::VecDeque;
