@@ -57,7 +57,7 @@ export function tapdiskCommand(): ToolCommand {
     .option("--direct", "go around the page cache", false)
     .addOption(new Option("--io <how>", "what executes file operations").choices(backends).default("auto"))
     .option("--bitmap-cache <MiB>", "memory for sector bitmaps", "64")
-    .option("--poll-us <N>", "microseconds to look for work before sleeping", "0")
+    .option("--poll-us <N>", "microseconds to look for work before sleeping at most; 0: never", "100")
     .action((disk: unknown) => serve(command.parseArguments(serveArguments, { disk })));
   return program;
 }

@@ -17,6 +17,18 @@ pub trait FrontEnd: Debug {
     /// `FRONT_END_CLOSED`, then nothing; the reactor drops it afterwards.
     fn pull(&mut self, id: u32, out: &mut Vec<FrontEndRequest>, limit: usize);
 
+    /// Whether requests wait that nobody told us of, because they are in memory shared with the client. Cheap: it is asked
+    /// over and over before sleeping.
+    fn has_requests(&self) -> bool {
+        false
+    }
+
+    /// Asks the client to ring for its next request. True if requests are there already: then it may not ring. The reactor
+    /// calls it before it sleeps.
+    fn arm(&mut self) -> bool {
+        false
+    }
+
     /// Takes the answer to a pulled request.
     fn push(&mut self, response: &Response);
 

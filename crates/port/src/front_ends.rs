@@ -291,11 +291,23 @@ impl FrontEnds {
         !self.ready.is_empty()
     }
 
-    /// Whether a front end may have requests that nobody told us of: one whose memory is shared.
+    /// Whether a front end has requests that nobody told us of: one whose memory is shared.
     #[must_use]
     pub fn poll(&mut self) -> bool {
+        self.make_ready_if(|front_end| front_end.has_requests())
+    }
+
+    /// Has clients tell us of their next requests. Whether a front end has some already.
+    #[must_use]
+    pub fn arm(&mut self) -> bool {
+        self.make_ready_if(|front_end| front_end.arm())
+    }
+
+    fn make_ready_if(&mut self, mut condition: impl FnMut(&mut dyn FrontEnd) -> bool) -> bool {
         for number in 0..self.entries.len() {
-            if matches!(&self.entries[number], Some(entry) if entry.notify.is_some() && !entry.closed)
+            if let Some(entry) = &mut self.entries[number]
+                && !entry.closed
+                && condition(&mut *entry.front_end)
             {
                 self.make_ready(number as u32);
             }

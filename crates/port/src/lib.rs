@@ -16,6 +16,7 @@ pub mod front_ends;
 mod hot;
 pub mod nbd;
 pub mod operations;
+pub mod polling;
 pub mod pool;
 pub mod reactor;
 pub mod regions;
@@ -52,7 +53,7 @@ pub struct PortOptions {
     pub depth: Option<u32>,
     /// Size of the buffer pool of NBD connections in bytes. Default: 64 MiB, of which only what is used takes memory.
     pub pool_bytes: Option<u32>,
-    /// How long a turn looks for something to do before it sleeps, in microseconds. Default: 0.
+    /// How long a turn looks for something to do before it sleeps at most, in microseconds. Default: 0.
     pub poll_microseconds: Option<u32>,
 }
 

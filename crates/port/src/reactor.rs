@@ -19,6 +19,7 @@ use crate::front_end::FrontEnd;
 use crate::front_ends::{FrontEnds, from_token};
 use crate::nbd::{NbdConnection, NbdOptions};
 use crate::operations::{Context, Operations};
+use crate::polling::{Look, Polling};
 use crate::pool::Pool;
 use crate::regions::Regions;
 use crate::ring::Ring;
@@ -44,7 +45,7 @@ pub struct Options {
     pub depth: u32,
     /// Size of the buffer pool of NBD connections in bytes.
     pub pool_bytes: usize,
-    /// How long to look for something to do before sleeping.
+    /// How long to look for something to do before sleeping, at most.
     pub poll: Duration,
 }
 
@@ -92,7 +93,7 @@ pub struct Reactor {
     backend: Box<dyn Backend>,
     wake: OwnedFd,
     layout: Layout,
-    poll: Duration,
+    polling: Polling,
     pool_bytes: usize,
     waking: bool,
     woken: bool,
@@ -125,7 +126,7 @@ impl Reactor {
             backend: backend(options)?,
             wake,
             layout: Layout::default(),
-            poll: options.poll,
+            polling: Polling::new(options.poll),
             pool_bytes: options.pool_bytes,
             waking: false,
             woken: false,
@@ -290,7 +291,7 @@ impl Reactor {
 
     fn wait(&mut self, batch: &Batch<'_>, timeout: Option<Duration>) -> Result<()> {
         let mut deadline = None;
-        let mut polled = self.poll.is_zero();
+        let mut polled = false;
         loop {
             let mut timeout = timeout;
             if self.has_report() || self.front_ends.is_pending() {
@@ -298,7 +299,12 @@ impl Reactor {
             } else if timeout != Some(Duration::ZERO) {
                 if !polled {
                     polled = true;
-                    self.poll(batch)?;
+                    if self.poll(batch)? {
+                        return Ok(());
+                    }
+                }
+                if self.front_ends.arm() {
+                    self.service(batch);
                     continue;
                 }
                 if let Some(limit) = &mut timeout {
@@ -319,11 +325,14 @@ impl Reactor {
         }
     }
 
-    /// Looks for something to do for a while, without sleeping.
-    fn poll(&mut self, batch: &Batch<'_>) -> Result<()> {
-        let end = Instant::now() + self.poll;
-        // What was queued must be submitted.
+    /// Looks for something to do for a while, without sleeping. Whether there is something to report.
+    fn poll(&mut self, batch: &Batch<'_>) -> Result<bool> {
+        if !self.polling.is_due() {
+            return Ok(false);
+        }
+        // What was queued is submitted first, and much of it is over then.
         let mut ready = true;
+        let mut look = None;
         loop {
             if ready {
                 self.backend
@@ -333,9 +342,17 @@ impl Reactor {
             }
             if self.front_ends.poll() || ready {
                 self.service(batch);
+                if self.has_report() {
+                    if let Some(look) = look {
+                        self.polling.found(look);
+                    }
+                    return Ok(true);
+                }
             }
-            if self.has_report() || Instant::now() >= end {
-                return Ok(());
+            let now = Instant::now();
+            let look = look.get_or_insert_with(|| Look::new(now));
+            if !self.polling.goes_on(look, now) {
+                return Ok(false);
             }
             std::hint::spin_loop();
             ready = self.backend.is_ready();

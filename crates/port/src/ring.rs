@@ -256,19 +256,10 @@ impl FrontEnd for Ring {
                 };
                 break;
             }
-            if prod != self.req_cons {
-                self.take(prod, id, out, limit);
-                continue;
-            }
-            // Nothing waits: ask to be told of the next request, then look once more. The guest writes req_prod, passes a
-            // full barrier and reads req_event; we do the reverse. So at least one of the two sees what the other wrote.
-            self.page
-                .index(REQ_EVENT)
-                .store(self.req_cons.wrapping_add(1), Ordering::Relaxed);
-            fence(Ordering::SeqCst);
-            if self.page.index(REQ_PROD).load(Ordering::Relaxed) == self.req_cons {
+            if prod == self.req_cons {
                 break;
             }
+            self.take(prod, id, out, limit);
         }
         if let Stage::Ending { error } = self.stage
             && self.in_flight() == 0
@@ -278,6 +269,24 @@ impl FrontEnd for Ring {
             self.stage = Stage::Closed;
             out.push(closing_record(id, error));
         }
+    }
+
+    fn has_requests(&self) -> bool {
+        self.stage == Stage::Open
+            && self.page.index(REQ_PROD).load(Ordering::Relaxed) != self.req_cons
+    }
+
+    fn arm(&mut self) -> bool {
+        if self.stage != Stage::Open {
+            return false;
+        }
+        // The guest writes req_prod, passes a full barrier and reads req_event; we do the reverse. So at least one of the
+        // two sees what the other wrote.
+        self.page
+            .index(REQ_EVENT)
+            .store(self.req_cons.wrapping_add(1), Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        self.has_requests()
     }
 
     fn push(&mut self, response: &Response) {
@@ -315,7 +324,7 @@ impl FrontEnd for Ring {
         self.published = new;
         // Release: the responses below the index are written before it.
         self.page.index(RSP_PROD).store(new, Ordering::Release);
-        // The guest writes rsp_event, passes a full barrier and reads rsp_prod; see `pull`.
+        // The guest writes rsp_event, passes a full barrier and reads rsp_prod; see `arm`.
         fence(Ordering::SeqCst);
         let event = self.page.index(RSP_EVENT).load(Ordering::Relaxed);
         new.wrapping_sub(event) < new.wrapping_sub(old)

@@ -37,6 +37,8 @@ pub struct Options {
     pub span: u64,
     /// Equal seeds make equal accesses.
     pub seed: u64,
+    /// Look for responses for so long before sleeping, as a guest does whose idle loop polls.
+    pub poll: Duration,
 }
 
 /// Does it, and returns the line.
@@ -148,7 +150,7 @@ impl Job {
             if self.client.ring.in_flight() == 0 {
                 return Ok(());
             }
-            if self.client.ring.waiting() == 0 {
+            if !self.look_for_responses() {
                 self.client.wait(1)?;
             }
             now = Instant::now();
@@ -163,6 +165,24 @@ impl Job {
                 self.finish(response.id as u32, now);
             }
         }
+    }
+
+    /// Whether there are responses, sooner or later.
+    fn look_for_responses(&self) -> bool {
+        if self.client.ring.waiting() > 0 {
+            return true;
+        }
+        if self.options.poll.is_zero() {
+            return false;
+        }
+        let end = Instant::now() + self.options.poll;
+        while self.client.ring.waiting() == 0 {
+            if Instant::now() >= end {
+                return false;
+            }
+            std::hint::spin_loop();
+        }
+        true
     }
 
     fn start(&mut self, access: u32, now: Instant) {

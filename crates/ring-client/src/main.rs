@@ -68,6 +68,9 @@ enum Command {
         /// Equal seeds make equal accesses.
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// Look for responses for so many microseconds before sleeping, as a guest does whose idle loop polls.
+        #[arg(long, default_value_t = 0)]
+        poll_us: u64,
     },
 }
 
@@ -130,6 +133,7 @@ fn main() -> ExitCode {
             seconds,
             span,
             seed,
+            poll_us,
         } => {
             let pattern = match rw {
                 Rw::Randread | Rw::Randwrite => bench::Pattern::Random,
@@ -146,6 +150,7 @@ fn main() -> ExitCode {
                         time,
                         span,
                         seed,
+                        poll: Duration::from_micros(poll_us),
                     };
                     bench::run(&common.connect(seconds)?, &options)
                 })

@@ -78,7 +78,7 @@ fn serve_ring(ring: &mut Ring, socket: &std::os::unix::net::UnixStream, shuffle:
             let written = unsafe { libc::write(notify, (&raw const one).cast(), 8) };
             assert_eq!(written, 8);
         }
-        if more || !waiting.is_empty() {
+        if more || !waiting.is_empty() || ring.arm() {
             continue;
         }
         let poll = |fd| libc::pollfd {
@@ -209,6 +209,7 @@ fn benchmarks() {
             time,
             span: 0,
             seed: 1,
+            poll: Duration::from_micros(if write { 50 } else { 0 }),
         };
         let line = bench::run(&connect(&socket, 0), &options).unwrap();
         println!("{line}");

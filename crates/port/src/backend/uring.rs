@@ -20,6 +20,11 @@ use super::{Backend, Event, FileCall, NO_TOKEN, Source, Token, blocking};
 /// Token of the read of the workers' bell.
 const BELL: Token = NO_TOKEN - 1;
 
+/// Direct reads and writes that are submitted together. Those of one submission often end together as well: with all of 32
+/// in one, the device and the data plane take turns in idling, and 69 k/s were reached where 4 or 1 at a time reach 88 k/s
+/// (a virtio disk; buffered reads are over as soon as they are submitted).
+const DIRECT_BATCH: u32 = 4;
+
 /// Threads for the few calls that an io_uring lacks.
 const WORKERS: usize = 4;
 
@@ -34,6 +39,8 @@ pub struct Uring {
     delegated: usize,
     /// The bell's read is in flight.
     listening: bool,
+    /// Direct reads and writes queued since the last of their batches.
+    unsent: u32,
 }
 
 /// What is added to event descriptors.
@@ -83,6 +90,7 @@ impl Uring {
             workers: None,
             delegated: 0,
             listening: false,
+            unsent: 0,
         })
     }
 
@@ -219,6 +227,14 @@ impl Backend for Uring {
         };
         // SAFETY: the caller vouches for memory and descriptor until the event.
         unsafe { self.push(&entry.user_data(token)) };
+        if let FileCall::Read { cached: false, .. } | FileCall::Write { cached: false, .. } = call {
+            self.unsent += 1;
+            if self.unsent >= DIRECT_BATCH {
+                self.unsent = 0;
+                // Should the kernel be short of room now, the next `wait` submits what is left.
+                let _ = self.ring.submit();
+            }
+        }
     }
 
     fn add(&mut self, _: Source) -> io::Result<()> {
