@@ -109,28 +109,10 @@ pub(crate) async fn candidates(io: &Io, child: &Image, spec: &FileSpec) -> Resul
     let Layout::Blocks(blocks) = &child.layout else {
         return Ok(Vec::new());
     };
-    let in_folder_of = |path: &str, name: &str| match path.rsplit_once('/') {
-        Some((folder, _)) => format!("{folder}/{name}"),
-        None => name.to_owned(),
-    };
     let mut paths: Vec<String> = Vec::new();
     let mut add = |name: &str| {
-        let base = name.rsplit('/').next().unwrap_or(name);
-        let relative = name.strip_prefix("./").unwrap_or(name);
-        let absolute = name.starts_with('/').then(|| name.to_owned());
-        let names = if absolute.is_some() {
-            [base, base]
-        } else {
-            [relative, base]
-        };
-        let in_folders = names.into_iter().flat_map(|name| {
-            [&spec.real_path, &spec.path]
-                .into_iter()
-                .filter(|path| !path.is_empty())
-                .map(move |path| in_folder_of(path, name))
-        });
-        for path in absolute.into_iter().chain(in_folders) {
-            if !base.is_empty() && !paths.contains(&path) {
+        for path in candidates_of(spec, name) {
+            if !paths.contains(&path) {
                 paths.push(path);
             }
         }
@@ -152,6 +134,35 @@ pub(crate) async fn candidates(io: &Io, child: &Image, spec: &FileSpec) -> Resul
     }
     add(&blocks.header.parent_name().replace('\\', "/"));
     Ok(paths)
+}
+
+/// Paths at which a parent may be that the child in `spec` knows by `name`, in the order in which they are tried.
+pub(crate) fn candidates_of(spec: &FileSpec, name: &str) -> Vec<String> {
+    let in_folder_of = |path: &str, name: &str| match path.rsplit_once('/') {
+        Some((folder, _)) => format!("{folder}/{name}"),
+        None => name.to_owned(),
+    };
+    let base = name.rsplit('/').next().unwrap_or(name);
+    let relative = name.strip_prefix("./").unwrap_or(name);
+    let absolute = name.starts_with('/').then(|| name.to_owned());
+    let names = if absolute.is_some() {
+        [base, base]
+    } else {
+        [relative, base]
+    };
+    let in_folders = names.into_iter().flat_map(|name| {
+        [&spec.real_path, &spec.path]
+            .into_iter()
+            .filter(|path| !path.is_empty())
+            .map(move |path| in_folder_of(path, name))
+    });
+    let mut paths: Vec<String> = Vec::new();
+    for path in absolute.into_iter().chain(in_folders) {
+        if !base.is_empty() && !paths.contains(&path) {
+            paths.push(path);
+        }
+    }
+    paths
 }
 
 /// The first of the candidates that is the parent.

@@ -1,7 +1,7 @@
 //! Big-endian fields of fixed-size structures, and the checksum that footer and header share.
 
 /// The `N` bytes at `offset`. The callers' structures have constant sizes and offsets, which the tests cover.
-pub(super) fn array<const N: usize>(bytes: &[u8], offset: usize) -> [u8; N] {
+pub(crate) fn array<const N: usize>(bytes: &[u8], offset: usize) -> [u8; N] {
     let mut array = [0; N];
     if let Some(field) = bytes.get(offset..offset + N) {
         array.copy_from_slice(field);
@@ -9,26 +9,26 @@ pub(super) fn array<const N: usize>(bytes: &[u8], offset: usize) -> [u8; N] {
     array
 }
 
-pub(super) fn u16_at(bytes: &[u8], offset: usize) -> u16 {
+pub(crate) fn u16_at(bytes: &[u8], offset: usize) -> u16 {
     u16::from_be_bytes(array(bytes, offset))
 }
 
-pub(super) fn u32_at(bytes: &[u8], offset: usize) -> u32 {
+pub(crate) fn u32_at(bytes: &[u8], offset: usize) -> u32 {
     u32::from_be_bytes(array(bytes, offset))
 }
 
-pub(super) fn u64_at(bytes: &[u8], offset: usize) -> u64 {
+pub(crate) fn u64_at(bytes: &[u8], offset: usize) -> u64 {
     u64::from_be_bytes(array(bytes, offset))
 }
 
-pub(super) fn put(bytes: &mut [u8], offset: usize, field: &[u8]) {
+pub(crate) fn put(bytes: &mut [u8], offset: usize, field: &[u8]) {
     if let Some(target) = bytes.get_mut(offset..offset + field.len()) {
         target.copy_from_slice(field);
     }
 }
 
 /// One's complement of the sum of all bytes, with the four bytes of the checksum field itself counted as zero.
-pub(super) fn checksum(bytes: &[u8], field: usize) -> u32 {
+pub(crate) fn checksum(bytes: &[u8], field: usize) -> u32 {
     let sum = bytes
         .iter()
         .enumerate()

@@ -266,6 +266,27 @@ impl Footer {
     }
 }
 
+/// The checksum that the bytes of a footer should have.
+#[must_use]
+pub(crate) fn checksum_of(bytes: &[u8]) -> u32 {
+    checksum(bytes, CHECKSUM)
+}
+
+/// Whether the checksum is right but for the hidden flag, and may be so.
+#[must_use]
+pub(crate) fn is_unsummed(bytes: &[u8]) -> bool {
+    checksum_without_hidden(bytes) == Some(u32_at(bytes, CHECKSUM))
+}
+
+/// The fields of a footer as they are in spite of a wrong checksum; for looking at a damaged image, never for using it.
+#[must_use]
+pub(crate) fn decode_damaged(bytes: &[u8]) -> Option<Footer> {
+    let mut bytes = bytes.to_vec();
+    let sum = checksum_of(&bytes);
+    put(&mut bytes, CHECKSUM, &sum.to_be_bytes());
+    Footer::decode(&bytes).ok()
+}
+
 fn is_tap(creator_application: [u8; 4]) -> bool {
     creator_application.starts_with(b"tap")
 }

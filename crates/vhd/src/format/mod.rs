@@ -6,7 +6,7 @@
 pub mod bat;
 pub mod batmap;
 pub mod bitmap;
-mod bytes;
+pub(crate) mod bytes;
 pub mod footer;
 pub mod geometry;
 pub mod header;

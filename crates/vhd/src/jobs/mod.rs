@@ -5,9 +5,11 @@
 //! steps. A job that writes is written so that it can be cut off after any operation: what it leaves is the state before
 //! it or after it, or one that the same job finishes when it is started again.
 
+mod check;
 mod coalesce;
 mod info;
 mod map;
+mod mend;
 mod modify;
 mod set;
 
@@ -28,9 +30,14 @@ use crate::open::{self, Driver, FileSpec, ImageInfo};
 use crate::target::Target;
 use crate::wants::{Access, Files};
 
+pub use check::{
+    CheckReport, CheckSpec, Code, Depth, DiskFacts, Finding, Ignore, ImageReport, Severity, Stats,
+    Unlisted, all_codes,
+};
 pub use coalesce::{CoalesceSpec, Coalesced, Estimate, OutputSpec, RecordSpec};
 pub use info::{ImageDescription, InfoSpec};
 pub use map::{Map, MapExtent, MapSpec};
+pub use mend::{Left, MendSpec, Mended, Planned, UndoSpec, Undone};
 pub use modify::{ModifySpec, NewParent};
 pub use set::SetSpec;
 
@@ -44,6 +51,14 @@ pub enum JobSpec {
     Map(MapSpec),
     /// Merge an image into its parent.
     Coalesce(CoalesceSpec),
+    /// Look for everything that is wrong with an image and its parents.
+    Check(CheckSpec),
+    /// Mend what can be mended without loss.
+    Mend(MendSpec),
+    /// Undo what [`JobSpec::Mend`] did.
+    Undo(UndoSpec),
+    /// Tell what a check can find.
+    Findings {},
     /// Set blktap's flags of an image.
     Set(SetSpec),
     /// Change an image's parent or its size on the disk, or drop its data.
@@ -65,6 +80,14 @@ pub enum Outcome {
     Map(Map),
     /// What was merged.
     Coalesced(Coalesced),
+    /// What was found.
+    Checked(CheckReport),
+    /// What was mended.
+    Mended(Box<Mended>),
+    /// What was undone.
+    Undone(Undone),
+    /// What a check can find.
+    Findings(Vec<Code>),
 }
 
 /// How far a job is.
@@ -230,6 +253,12 @@ pub(crate) async fn run(context: Context, spec: JobSpec) -> Result<Outcome> {
         JobSpec::Info(spec) => info::run(&context, &spec).await.map(Outcome::Info),
         JobSpec::Map(spec) => map::run(&context, &spec).await.map(Outcome::Map),
         JobSpec::Coalesce(spec) => coalesce::run(&context, &spec).await.map(Outcome::Coalesced),
+        JobSpec::Check(spec) => check::run(&context, &spec).await.map(Outcome::Checked),
+        JobSpec::Mend(spec) => mend::run(&context, &spec)
+            .await
+            .map(|mended| Outcome::Mended(Box::new(mended))),
+        JobSpec::Undo(spec) => mend::undo(&context, &spec).await.map(Outcome::Undone),
+        JobSpec::Findings {} => Ok(Outcome::Findings(all_codes())),
         JobSpec::Set(spec) => set::run(&context, &spec).await.map(|()| Outcome::Done),
         JobSpec::Modify(spec) => modify::run(&context, &spec).await.map(|()| Outcome::Done),
     }

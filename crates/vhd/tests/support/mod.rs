@@ -17,6 +17,7 @@
 
 pub mod batmap;
 pub mod chains;
+pub mod corrupt;
 pub mod cuts;
 pub mod guest;
 pub mod images;
