@@ -190,6 +190,7 @@ pub(super) async fn run(context: &Context, spec: &CheckSpec) -> Result<CheckRepo
         if let Some(table) = examined.table.take().filter(|_| spec.stats) {
             counted.push(stats::Counted {
                 file: file.file,
+                size: file.size,
                 table,
             });
         } else {

@@ -28,6 +28,8 @@ pub struct Stats {
 /// An image with a BAT whose sectors are counted.
 pub(crate) struct Counted {
     pub(crate) file: u16,
+    /// Bytes in the file.
+    pub(crate) size: u64,
     pub(crate) table: Table,
 }
 
@@ -79,11 +81,14 @@ async fn window(context: &Context, image: &Counted, start: u64) -> Result<Vec<u8
     let per_block = u64::from(table.sectors_per_block);
     let end = (start + WINDOW).min(u64::from(table.count) * per_block);
     let blocks = (start / per_block)..end.div_ceil(per_block).max(start / per_block);
+    let length = table.bitmap_sectors as usize * 512;
+    // A block that is past the end of the file has no sectors.
     let places: Vec<(u64, u64)> = blocks
         .filter_map(|block| match table.entries.get(block as usize) {
             None | Some(&bat::UNUSED) => None,
             Some(sector) => Some((block, u64::from(*sector))),
         })
+        .filter(|(_, sector)| sector * 512 + length as u64 <= image.size)
         .collect();
     let offsets = places.iter().map(|(_, sector)| sector * 512);
     let mut next = places.iter();
@@ -102,7 +107,6 @@ async fn window(context: &Context, image: &Counted, start: u64) -> Result<Vec<u8
             at += u64::from(count);
         }
     };
-    let length = table.bitmap_sectors as usize * 512;
     context
         .io
         .read_each("bitmap", image.file, offsets, length, take)

@@ -128,9 +128,14 @@ async fn open_log(
         }
         Err(error) => return Err(Error::file(error, "can't be opened").in_file(&spec.undo)),
     };
-    let undo = read(context, &log).await?;
+    let undo = match read(context, &log).await {
+        // Whatever it is, it is not needed.
+        Err(_) if !wanted => return Ok(None),
+        undo => undo?,
+    };
     let name = name_of(image);
     match undo {
+        None if !wanted => Ok(None),
         Some(undo) if undo.ended && !wanted => Ok(None),
         Some(undo) if undo.ended => Err(Error {
             errno: errno::EEXIST,

@@ -283,11 +283,9 @@ impl Planner<'_> {
             "make the copy of the footer at offset 0 what the footer at the end is ({})",
             names.join(", ")
         );
-        let step = Step::new(
-            &self.found("footer-copies"),
-            what,
-            vec![(0, whole(footers))],
-        );
+        let mut found = self.found("footer-copies");
+        found.extend(self.found("footer-backup"));
+        let step = Step::new(&found, what, vec![(0, whole(footers))]);
         self.plan.steps.push(step);
     }
 
