@@ -19,8 +19,6 @@ use crate::record::{Completion, MAX_DATA_MAP, Op, OpKind, REGION_STAGING};
 use crate::request::Piece;
 use crate::staging::{Chunk, LARGE, SMALL, Staging};
 
-/// Data maps in flight together: each reads up to [`MAX_DATA_MAP`].
-const DATA_MAPS: usize = 8;
 /// Bytes that one operation copies at most.
 #[allow(dead_code)]
 const COPY_PART: u64 = 8 << 20;
@@ -285,42 +283,6 @@ impl Io {
                 Err(failed) => {
                     error.get_or_insert(failed);
                 }
-            }
-        }
-    }
-
-    /// For `length` bytes (at most [`MAX_DATA_MAP`]) at each of `offsets` of a file, which of their sectors have data other
-    /// than zeros: hands a bitmap of whole bytes, most significant bit first, or the error to `take`, in order.
-    pub(crate) async fn data_map_each(
-        &self,
-        file: u16,
-        offsets: impl Iterator<Item = u64>,
-        length: u64,
-        mut take: impl FnMut(Result<&[u8]>),
-    ) {
-        let length = length.min(MAX_DATA_MAP);
-        let bytes = length.div_ceil(512 * 8) as usize;
-        let mut offsets = offsets.fuse();
-        let mut in_flight = VecDeque::new();
-        loop {
-            while in_flight.len() < DATA_MAPS
-                && let Some(offset) = offsets.next()
-            {
-                let chunk = self.chunk(bytes).await;
-                let op = Op {
-                    buffer: chunk.offset(),
-                    ..plain_op(OpKind::DataMap, file, offset, length)
-                };
-                in_flight.push_back((self.start(op, Some(chunk)), chunk, offset));
-            }
-            let Some((mut pending, chunk, offset)) = in_flight.pop_front() else {
-                return;
-            };
-            match (&mut pending).await {
-                result if result < 0 => {
-                    take(Err(Error::io("data", offset, result.saturating_neg())))
-                }
-                _ => take(Ok(&self.queue().staging.chunk(chunk)[..bytes])),
             }
         }
     }

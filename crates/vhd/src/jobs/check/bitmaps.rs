@@ -170,37 +170,39 @@ impl State<'_, '_> {
     async fn data(&mut self, partial: &[Partial]) {
         let length = u64::from(self.table.sectors_per_block) * 512;
         let part = length.min(MAX_DATA_MAP);
-        let data =
-            |one: &Partial| (u64::from(one.sector) + u64::from(self.table.bitmap_sectors)) * 512;
-        let parts = || {
-            partial.iter().flat_map(move |one| {
-                let start = data(one);
+        let map_bytes = (part / 512).div_ceil(8) as usize;
+        let bitmap_sectors = u64::from(self.table.bitmap_sectors);
+        let parts: Vec<(&Partial, u64, u64)> = partial
+            .iter()
+            .flat_map(|one| {
+                let start = (u64::from(one.sector) + bitmap_sectors) * 512;
                 (0..length / part).map(move |index| (one, index * part, start + index * part))
             })
-        };
-        let mut described = parts();
-        let mut outcomes = Vec::new();
-        let take = |map: Result<&[u8]>| {
-            let Some((one, first, offset)) = described.next() else {
-                return;
-            };
-            match map {
-                Ok(map) => {
-                    let sectors = under_clear(&one.bits, (first / 512) as usize, map);
-                    if !sectors.is_empty() {
-                        outcomes.push((one, offset, Ok(sectors)));
-                    }
-                }
-                Err(error) => outcomes.push((one, offset, Err(error.errno))),
-            }
-        };
+            .collect();
         let (io, file) = (self.checkup.io, self.checkup.file.file);
-        let offsets = parts().map(|(_, _, offset)| offset);
-        io.data_map_each(file, offsets, part, take).await;
-        for (one, offset, outcome) in outcomes {
-            match outcome {
-                Ok(sectors) => self.found_under_clear(one, &sectors),
-                Err(errno) => self.checkup.unreadable("block", offset, errno),
+        let mut done = 0;
+        while done < parts.len() {
+            let mut taken = 0;
+            let take = |map: &[u8]| {
+                let (one, first, _) = parts[done + taken];
+                taken += 1;
+                let map = map.get(..map_bytes).unwrap_or(map);
+                let sectors = under_clear(&one.bits, (first / 512) as usize, map);
+                if !sectors.is_empty() {
+                    self.found_under_clear(one, &sectors);
+                }
+            };
+            let offsets = parts[done..]
+                .iter()
+                .map(|(_, _, offset)| (file, *offset, part));
+            let outcome = io.data_map_each(offsets, take).await;
+            done += taken;
+            if let Err(error) = outcome {
+                // They come in order: the first that is missing is the one that failed.
+                if let Some((_, _, offset)) = parts.get(done) {
+                    self.checkup.unreadable("block", *offset, error.errno);
+                }
+                done += 1;
             }
         }
     }
