@@ -11,7 +11,6 @@ use crate::batmap_state;
 use crate::chain;
 use crate::commit;
 use crate::core::Core;
-use crate::create::CreateSpec;
 use crate::discard;
 use crate::error::{Error, Result, errno};
 use crate::extend::{self, sync_leaf};
@@ -128,12 +127,6 @@ impl Engine {
     fn job_context(&self) -> JobContext {
         let (io, files, disk) = (self.io.clone(), self.files.clone(), self.core.clone());
         JobContext::new(io, files, disk, self.bitmap_cache_bytes)
-    }
-
-    /// Starts the job that makes a new image in an empty file.
-    pub fn create(&mut self, spec: CreateSpec) {
-        let context = self.job_context();
-        self.start_job(jobs::create(context, spec));
     }
 
     /// Starts the job that closes the disk: waits for all requests, makes everything durable and puts the footer right

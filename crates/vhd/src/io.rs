@@ -5,6 +5,10 @@
 //! to the host, so that such code reads like straight-line code and still does no I/O of its own. There is no waker:
 //! tasks are few, and the engine polls all of them whenever completions came in.
 
+mod copier;
+
+pub(crate) use copier::Copier;
+
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
@@ -18,10 +22,6 @@ use crate::error::{Error, Result, errno};
 use crate::record::{Completion, MAX_DATA_MAP, Op, OpKind, REGION_STAGING};
 use crate::request::Piece;
 use crate::staging::{Chunk, LARGE, SMALL, Staging};
-
-/// Bytes that one operation copies at most.
-#[allow(dead_code)]
-const COPY_PART: u64 = 8 << 20;
 
 /// Who waits for an operation.
 #[derive(Debug)]
@@ -358,31 +358,6 @@ impl Io {
                 Ok((result & 1 == 1, bytes.clamp(512, length.max(512))))
             }
         }
-    }
-
-    #[allow(dead_code)]
-    /// Copies `length` bytes at `source_offset` of `source_file` to `offset` of `file`, several transfers at a time.
-    pub(crate) async fn copy(
-        &self,
-        structure: &'static str,
-        (source_file, source_offset): (u16, u64),
-        (file, offset): (u16, u64),
-        length: u64,
-    ) -> Result<()> {
-        let mut flight = Flight::new(structure);
-        let mut done = 0;
-        while done < length && flight.error.is_none() {
-            let part = (length - done).min(COPY_PART);
-            flight.make_room(8).await;
-            let op = Op {
-                source_file,
-                source_offset: source_offset + done,
-                ..plain_op(OpKind::CopyRange, file, offset + done, part)
-            };
-            flight.push(self.start(op, None), offset + done, part as usize);
-            done += part;
-        }
-        flight.finish().await
     }
 
     /// Writes `bytes` at `offset`, several transfers at a time.

@@ -11,7 +11,6 @@ mod cache;
 mod chain;
 mod commit;
 mod core;
-mod create;
 mod discard;
 mod engine;
 pub mod error;
@@ -33,7 +32,6 @@ mod status;
 mod target;
 mod wants;
 
-pub use create::CreateSpec;
 pub use engine::{Engine, Job};
 pub use image::MAX_DYNAMIC_SIZE;
 pub use jobs::{JobSpec, Outcome, Progress};

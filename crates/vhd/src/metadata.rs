@@ -44,13 +44,13 @@ pub(crate) struct Metadata {
 }
 
 /// Where a header, its locators and the footer go.
-struct Plan {
-    header_at: u64,
-    header: Header,
+pub(crate) struct Plan {
+    pub(crate) header_at: u64,
+    pub(crate) header: Header,
     /// Byte offset of each name's room.
-    names_at: Vec<u64>,
+    pub(crate) names_at: Vec<u64>,
     /// Byte offset of the footer.
-    end: u64,
+    pub(crate) end: u64,
 }
 
 impl Metadata {
@@ -216,7 +216,8 @@ impl Metadata {
         in_place: &[(u64, Vec<u8>)],
     ) -> Result<()> {
         self.check_table()?;
-        let plan = self.plan(header, names)?;
+        let device_end = self.spec.block_device.then_some(self.end);
+        let plan = self.plan(header, names, device_end)?;
         if !(self.primary_is_good && self.backup_is_good) {
             let footer = self.footer.clone();
             self.write_footer(&footer).await?;
@@ -323,8 +324,16 @@ impl Metadata {
     }
 
     /// Chooses where a new header and its locators go: as blktap has them, the names between the BAT (or its batmap) and
-    /// the first block, if they fit there; else behind the last block.
-    fn plan(&self, header: &Header, names: &[LocatorName]) -> Result<Plan> {
+    /// the first block, if they fit there; else behind the last block. The footer follows, or is at `device_end`.
+    ///
+    /// # Errors
+    /// `ENAMETOOLONG` if there is no room before `device_end`.
+    pub(crate) fn plan(
+        &self,
+        header: &Header,
+        names: &[LocatorName],
+        device_end: Option<u64>,
+    ) -> Result<Plan> {
         let blocks = self.blocks();
         let places = || {
             let table = blocks.into_iter().flat_map(|blocks| &blocks.bat);
@@ -356,12 +365,7 @@ impl Metadata {
             blocks_end.max(front_end)
         };
         let used_end = (start + room).max(blocks_end);
-        let limit = if self.spec.block_device {
-            self.end
-        } else {
-            u64::MAX
-        };
-        if used_end > limit {
+        if let Some(limit) = device_end.filter(|limit| used_end > *limit) {
             return Err(no_room(errno::ENAMETOOLONG, used_end, limit));
         }
         if names.len() > LOCATORS {
@@ -380,11 +384,7 @@ impl Metadata {
             header_at,
             header: with_locators(header, names, &names_at),
             names_at,
-            end: if self.spec.block_device {
-                self.end
-            } else {
-                used_end
-            },
+            end: device_end.unwrap_or(used_end),
         })
     }
 

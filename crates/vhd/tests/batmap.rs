@@ -5,10 +5,11 @@ mod support;
 use support::Host;
 use support::batmap::{Parts, change_header, full_blocks, with_batmap};
 use support::images::{self, Parent, Spec, uuid};
+use vhd::Driver;
 use vhd::format::batmap::{self, Batmap, KeyHash};
 use vhd::format::footer::DiskType;
+use vhd::jobs::CreateSpec;
 use vhd::record::{OpKind, RequestKind};
-use vhd::{CreateSpec, Driver};
 
 const BLOCK: u32 = 8192;
 const PER_BLOCK: u32 = BLOCK / 512;
@@ -252,14 +253,15 @@ fn an_image_without_a_batmap_is_none_of_ours_to_give_one() {
 #[test]
 fn new_images_with_blktap_s_block_size_have_one() {
     for (size, sectors) in [(2 << 20, 1), (4097 * (2 << 20), 2)] {
-        let mut host = Host::new(vec![Vec::new()], 0);
+        let mut host = Host::new(Vec::new(), 0);
         let spec = CreateSpec {
-            file: 0,
+            path: images::name(0),
             disk_type: DiskType::Dynamic,
             size,
             block_size: 2 << 20,
             uuid: uuid(0),
-            timestamp: 7,
+            now: support::NOW,
+            max_size: None,
         };
         host.create(spec).expect("the image is made");
         let parts = Parts::of(&host.files[0]);

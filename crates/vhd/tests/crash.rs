@@ -13,24 +13,26 @@ use support::guest::{self, Guest};
 use support::images::{self, Parent, Spec, uuid};
 use support::jobs;
 use vhd::format::footer::DiskType;
-use vhd::{CreateSpec, Driver};
+use vhd::jobs::CreateSpec;
+use vhd::{Driver, JobSpec};
 
 const SECTORS: u64 = 300;
 const SIZE: u64 = SECTORS * 512;
 
 fn spec(disk_type: DiskType, block_size: u32) -> CreateSpec {
     CreateSpec {
-        file: 0,
+        path: images::name(0),
         disk_type,
         size: SIZE,
         block_size,
         uuid: uuid(0),
-        timestamp: 7,
+        now: support::NOW,
+        max_size: None,
     }
 }
 
 fn empty(block_size: u32) -> Vec<u8> {
-    let mut host = Host::new(vec![Vec::new()], 0);
+    let mut host = Host::new(Vec::new(), 0);
     host.create(spec(DiskType::Dynamic, block_size))
         .expect("the image is made");
     host.files.remove(0)
@@ -252,13 +254,16 @@ fn of_creation() {
         .map(|(a, b)| (b, a))
     {
         explorer.begin(seed);
-        let mut host = Host::new(vec![Vec::new()], 0);
+        let mut host = Host::new(Vec::new(), 0);
         let outcome = jobs::run(
             &mut explorer,
             &mut host,
-            &mut |host| host.engine.create(spec(disk_type, 4096)),
+            &mut |host| host.engine.start(JobSpec::Create(spec(disk_type, 4096))),
             &mut |left, state| {
                 let mut next = left.host(64 << 10);
+                if next.names.is_empty() || next.names[0].is_empty() {
+                    return assert_eq!(state, jobs::State::Running);
+                }
                 match next.open(Driver::Vhd, false) {
                     Ok(info) => {
                         assert_eq!((info.sectors, info.disk_type), (SECTORS, Some(disk_type)));

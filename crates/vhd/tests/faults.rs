@@ -4,11 +4,12 @@
 mod support;
 
 use proptest::prelude::*;
-use support::Host;
+use support::{Host, images};
+use vhd::Driver;
 use vhd::format::footer::DiskType;
 use vhd::format::uuid::Uuid;
+use vhd::jobs::CreateSpec;
 use vhd::record::{OpKind, RequestKind};
-use vhd::{CreateSpec, Driver};
 
 const SECTORS: u64 = 400;
 
@@ -29,15 +30,16 @@ fn faults() -> impl Strategy<Value = Fault> {
 }
 
 fn run(requests: &[(u8, u64, u32)], at: u64, fault: Fault) {
-    let mut host = Host::with_cache(vec![Vec::new()], 64 << 10, 0);
+    let mut host = Host::with_cache(Vec::new(), 64 << 10, 0);
     let (disk_type, size, uuid) = (DiskType::Dynamic, SECTORS * 512, Uuid([1; 16]));
     host.create(CreateSpec {
-        file: 0,
+        path: images::name(0),
         disk_type,
         size,
         block_size: 4096,
         uuid,
-        timestamp: 7,
+        now: support::NOW,
+        max_size: None,
     })
     .expect("the image is made");
     host.open(Driver::Vhd, false).expect("the image opens");

@@ -11,21 +11,23 @@ use support::cuts::Explorer;
 use support::images::{self, Spec, uuid};
 use support::jobs;
 use vhd::format::footer::{DiskType, Footer};
+use vhd::jobs::CreateSpec;
 use vhd::record::{FLAG_FUA, Finished, OpKind, RequestKind};
-use vhd::{CreateSpec, Driver, Job};
+use vhd::{Driver, Job};
 
 const EIO: i32 = -5;
 
 fn created(size: u64, block_size: u32) -> Vec<u8> {
-    let mut host = Host::new(vec![Vec::new()], 0);
+    let mut host = Host::new(Vec::new(), 0);
     let disk_type = DiskType::Dynamic;
     host.create(CreateSpec {
-        file: 0,
+        path: images::name(0),
         disk_type,
         size,
         block_size,
         uuid: uuid(0),
-        timestamp: 7,
+        now: support::NOW,
+        max_size: None,
     })
     .expect("the image is made");
     host.files.remove(0)

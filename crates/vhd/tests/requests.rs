@@ -5,10 +5,11 @@ mod support;
 use proptest::prelude::*;
 use support::Host;
 use support::images::{self, Parent, Spec, uuid};
+use vhd::Driver;
 use vhd::format::footer::DiskType;
 use vhd::format::uuid::Uuid;
+use vhd::jobs::CreateSpec;
 use vhd::record::{FLAG_FAST_ZERO, FLAG_FUA, FLAG_NO_HOLE, OpKind, RequestKind};
-use vhd::{CreateSpec, Driver};
 
 const SLOT_SECTORS: u32 = 64;
 const SLOTS: usize = 16;
@@ -255,14 +256,15 @@ fn drain(host: &mut Host, model: &mut Model) {
 }
 
 fn created(disk_type: DiskType, size: u64, block_size: u32) -> Vec<u8> {
-    let mut host = Host::new(vec![Vec::new()], 0);
+    let mut host = Host::new(Vec::new(), 0);
     host.create(CreateSpec {
-        file: 0,
+        path: images::name(0),
         disk_type,
         size,
         block_size,
         uuid: Uuid([1; 16]),
-        timestamp: 7,
+        now: support::NOW,
+        max_size: None,
     })
     .expect("the image is made");
     std::mem::take(&mut host.files[0])

@@ -5,13 +5,14 @@ mod support;
 use proptest::prelude::*;
 use support::images::{self, Parent, Spec, uuid};
 use support::{GUEST, Host};
+use vhd::Driver;
 use vhd::format::footer::DiskType;
 use vhd::format::uuid::Uuid;
+use vhd::jobs::CreateSpec;
 use vhd::record::{
     FLAG_NO_HOLE, FLAG_REQ_ONE, MAX_STATUS_EXTENTS, OpKind, RequestKind, STATUS_HOLE, STATUS_ZERO,
     StatusExtent, TdRequest,
 };
-use vhd::{CreateSpec, Driver};
 
 const DATA: u32 = 0;
 const NOTHING: u32 = STATUS_HOLE | STATUS_ZERO;
@@ -60,14 +61,15 @@ fn runs(flags: impl Iterator<Item = u32>) -> Vec<(u32, u32)> {
 }
 
 fn created(disk_type: DiskType, sectors: u64, block_size: u32) -> Vec<u8> {
-    let mut host = Host::new(vec![Vec::new()], 0);
+    let mut host = Host::new(Vec::new(), 0);
     host.create(CreateSpec {
-        file: 0,
+        path: images::name(0),
         disk_type,
         size: sectors * 512,
         block_size,
         uuid: Uuid([1; 16]),
-        timestamp: 7,
+        now: support::NOW,
+        max_size: None,
     })
     .expect("the image is made");
     std::mem::take(&mut host.files[0])

@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use serde::Deserialize;
+
 use super::bytes::{array, checksum, put, u16_at, u32_at, u64_at};
 use super::geometry::Geometry;
 use super::uuid::Uuid;
@@ -30,7 +32,8 @@ const TAP_1_1: u32 = 0x0001_0001;
 const TAP_1_3: u32 = 0x0001_0003;
 
 /// What kind of image a VHD is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
 #[repr(u32)]
 pub enum DiskType {
     /// All sectors in order, then the footer.

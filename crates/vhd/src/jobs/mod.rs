@@ -6,12 +6,16 @@
 //! it or after it, or one that the same job finishes when it is started again.
 
 mod check;
+mod clone;
 mod coalesce;
+mod create;
 mod info;
 mod map;
 mod mend;
 mod modify;
+mod new_image;
 mod set;
+mod snapshot;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -20,7 +24,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::chain;
 use crate::core::Core;
-use crate::create::{self, CreateSpec};
 use crate::engine::close_disk;
 use crate::error::{Error, Result, errno};
 use crate::image::Image;
@@ -34,12 +37,15 @@ pub use check::{
     CheckReport, CheckSpec, Code, Depth, DiskFacts, Finding, Ignore, ImageReport, Severity, Stats,
     Unlisted, all_codes,
 };
+pub use clone::CloneSpec;
 pub use coalesce::{CoalesceSpec, Coalesced, Estimate, OutputSpec, RecordSpec};
+pub use create::CreateSpec;
 pub use info::{ImageDescription, InfoSpec};
 pub use map::{Map, MapExtent, MapSpec};
 pub use mend::{Left, MendSpec, Mended, Planned, UndoSpec, Undone};
 pub use modify::{ModifySpec, NewParent};
 pub use set::SetSpec;
+pub use snapshot::{Snapshot, SnapshotSpec};
 
 /// What a job is to do. As JSON: an object whose `job` names the variant, with the fields of its spec beside it.
 #[derive(Clone, Debug, Deserialize)]
@@ -59,6 +65,12 @@ pub enum JobSpec {
     Undo(UndoSpec),
     /// Tell what a check can find.
     Findings {},
+    /// Make a new, empty image.
+    Create(CreateSpec),
+    /// Make a child of an image.
+    Snapshot(SnapshotSpec),
+    /// Make a copy of one image of a chain.
+    Clone(CloneSpec),
     /// Set blktap's flags of an image.
     Set(SetSpec),
     /// Change an image's parent or its size on the disk, or drop its data.
@@ -88,6 +100,8 @@ pub enum Outcome {
     Undone(Undone),
     /// What a check can find.
     Findings(Vec<Code>),
+    /// What child was made.
+    Snapshot(Snapshot),
 }
 
 /// How far a job is.
@@ -259,14 +273,10 @@ pub(crate) async fn run(context: Context, spec: JobSpec) -> Result<Outcome> {
             .map(|mended| Outcome::Mended(Box::new(mended))),
         JobSpec::Undo(spec) => mend::undo(&context, &spec).await.map(Outcome::Undone),
         JobSpec::Findings {} => Ok(Outcome::Findings(all_codes())),
+        JobSpec::Create(spec) => create::run(&context, &spec).await.map(|()| Outcome::Done),
+        JobSpec::Snapshot(spec) => snapshot::run(&context, &spec).await.map(Outcome::Snapshot),
+        JobSpec::Clone(spec) => clone::run(&context, &spec).await.map(|()| Outcome::Done),
         JobSpec::Set(spec) => set::run(&context, &spec).await.map(|()| Outcome::Done),
         JobSpec::Modify(spec) => modify::run(&context, &spec).await.map(|()| Outcome::Done),
     }
-}
-
-/// Makes a new image in a file that the host has opened.
-pub(crate) async fn create(context: Context, spec: CreateSpec) -> Result<Outcome> {
-    create::create(&context.io, &spec)
-        .await
-        .map(|()| Outcome::Done)
 }

@@ -31,10 +31,10 @@ use std::collections::VecDeque;
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
+use vhd::jobs::CreateSpec;
 use vhd::record::{Completion, Finished, Op, OpKind, REGION_STAGING, RequestKind, TdRequest};
 use vhd::{
-    Access, Answer, CreateSpec, Driver, Engine, FileSpec, ImageInfo, Job, JobSpec, OpenedFile,
-    Outcome, Want,
+    Access, Answer, Driver, Engine, FileSpec, ImageInfo, Job, JobSpec, OpenedFile, Outcome, Want,
 };
 
 /// How often a property is tried: `cases` times, multiplied by what `TAPVHD_CASES` says.
@@ -93,6 +93,9 @@ impl Random {
         (self.0 >> 33) as usize % limit
     }
 }
+
+/// When the images of tests are made: seven seconds after the beginning of VHD time.
+pub const NOW: u64 = vhd::format::timestamp::EPOCH + 7;
 
 /// The region number of the guest's memory.
 pub const GUEST: u32 = 1;
@@ -316,6 +319,7 @@ impl Host {
         let named = |path: &str| self.names.iter().position(|name| name == path);
         match want {
             Want::Open { path, access, .. } => {
+                let path = without_dots(&path);
                 let file = match (named(&path), access) {
                     (Some(_), Access::Create) => return Err(17),
                     (Some(file), _) => file,
@@ -398,9 +402,10 @@ impl Host {
         self.job().map(|_| ())
     }
 
+    /// Makes an image, which is to be the first file.
     pub fn create(&mut self, spec: CreateSpec) -> vhd::error::Result<()> {
-        self.engine.create(spec);
-        self.job().map(|_| ())
+        assert!(self.files.is_empty());
+        self.run_job(JobSpec::Create(spec)).map(|_| ())
     }
 
     pub fn submit(
@@ -449,6 +454,19 @@ impl Host {
         }
         disk
     }
+}
+
+/// A path without `..`.
+fn without_dots(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        if part == ".." {
+            parts.pop();
+        } else {
+            parts.push(part);
+        }
+    }
+    parts.join("/")
 }
 
 /// A file system that keeps no page of zeros.
