@@ -7,7 +7,7 @@ import { describe, expect, test } from "vitest";
 import { check, readWithOriginal, vhdUtil, writeWithOriginal } from "./support/blktap.ts";
 import { partialBlocks, scattered } from "./support/chains.ts";
 import { expectSame, MIB, pattern, SECTOR, sha256 } from "./support/data.ts";
-import { applyExtents, contentWith, type Extent, readThrough, writeThrough } from "./support/images.ts";
+import { applyExtents, contentWith, type Extent, readThrough, writeThrough, writeWithQemu } from "./support/images.ts";
 import { loopDevice } from "./support/loop.ts";
 import { command, NbdClient } from "./support/nbd-client.ts";
 import { temporaryDirectory } from "./support/run.ts";
@@ -148,6 +148,18 @@ describe("images that the original wrote", () => {
     await writeWithOriginal(leaf, extents);
     applyExtents(content, extents);
     expectSame(await readWithOriginal(leaf), content, "by the original");
+  });
+
+  test("are read and never written when qemu has put a block on their batmap", async () => {
+    const path = join(temporaryDirectory(), "disk.vhd");
+    await vhdUtil("create", "-n", path, "-s", `${SIZE / MIB}`);
+    const extent = { offset: 0, data: pattern(MIB, 1) };
+    await writeWithQemu(path, extent.offset, extent.data);
+    const what = "block 0 lies on the batmap's header";
+    expect((await refused(`vhd:${path}`)).stderr).toContain(`${path}: BAT: ${what}`);
+    const tapdisk = await serve(`vhd:${path}`, "--read-only");
+    expectSame(await readThrough(tapdisk), contentWith(SIZE, [extent]), "through tapdisk");
+    await tapdisk.stop(`tapdisk: warning: ${what}\ntapdisk: warning: block 0 lies on the batmap\n`);
   });
 
   test("that are hidden are served, and stay hidden", async () => {

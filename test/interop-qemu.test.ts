@@ -1,9 +1,9 @@
 // What qemu wrote is read through tapdisk, and what tapdisk wrote is read by qemu, libvhdi and vhd-lib: byte for byte.
 
-import { statSync } from "node:fs";
+import { readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { expectSame, MIB, pattern, SECTOR } from "./support/data.ts";
+import { expectSame, MIB, pattern, SECTOR, sha256 } from "./support/data.ts";
 import {
   applyExtents,
   contentWith,
@@ -19,10 +19,12 @@ import {
   writeWithQemu,
 } from "./support/images.ts";
 import { temporaryDirectory } from "./support/run.ts";
-import { backends, whileServed } from "./support/tapdisk.ts";
+import { backends, refused, serve, whileServed } from "./support/tapdisk.ts";
+import { image } from "./support/vhd-image.ts";
 import { readWithVhdLib } from "./support/vhd-lib.ts";
 
 const SIZE = 21 * MIB; // not a multiple of a block
+const BLOCK = 2 * MIB;
 
 /** Single sectors at either side of a block's edge, a whole block, several blocks, and the disk's very ends. */
 const extents: readonly Extent[] = [
@@ -114,4 +116,25 @@ test("a dynamic image takes space for the blocks that were written, and no other
   const { size } = statSync(path);
   expect(size).toBeGreaterThan(4 * MIB);
   expect(size).toBeLessThan(4 * MIB + 64 * 1024);
+});
+
+test("a child into which qemu wrote, on top of its parent locator, is read and never written", async () => {
+  const folder = temporaryDirectory();
+  const [base, child] = [join(folder, "base.vhd"), join(folder, "child.vhd")];
+  const present = { block: 1, present: () => true };
+  const content = Buffer.alloc(SIZE);
+  writeFileSync(base, image({ size: SIZE, blockSize: BLOCK, blocks: [present], fill: () => 5, uuid: 2 }, content));
+  const parent = { uuid: 2, path: "base.vhd" };
+  writeFileSync(child, image({ size: SIZE, blockSize: BLOCK, blocks: [], fill: () => 0, parent }, content));
+  // It takes the child for a dynamic image whose first block goes right behind the BAT.
+  const data = pattern(MIB, 1);
+  await writeWithQemu(child, 0, data);
+  content.set(data);
+  const before = sha256(readFileSync(child));
+  const what = "block 0 lies on the data of parent locator 0";
+  expect((await refused(`vhd:${child}`)).stderr).toContain(`${child}: BAT: ${what}`);
+  const tapdisk = await serve(`vhd:${child}`, "--read-only");
+  expectSame(await readThrough(tapdisk), content, "through tapdisk");
+  await tapdisk.stop(`tapdisk: warning: ${what}\n`);
+  expect(sha256(readFileSync(child))).toBe(before);
 });

@@ -288,6 +288,8 @@ pub(crate) async fn adopt(
     if let Some(wrong) = &state.wrong {
         warnings.push(format!("the batmap is wrong and not used: {wrong}"));
     }
-    blocks.batmap = Some(Box::new(state));
+    if !spec.read_only {
+        blocks.batmap = Some(Box::new(state));
+    }
     Ok(())
 }
