@@ -5,6 +5,7 @@
 //! steps. A job that writes is written so that it can be cut off after any operation: what it leaves is the state before
 //! it or after it, or one that the same job finishes when it is started again.
 
+mod blocks;
 mod check;
 mod clone;
 mod coalesce;
@@ -14,6 +15,7 @@ mod map;
 mod mend;
 mod modify;
 mod new_image;
+mod parents;
 mod set;
 mod snapshot;
 
@@ -33,6 +35,7 @@ use crate::open::{self, Driver, FileSpec, ImageInfo};
 use crate::target::Target;
 use crate::wants::{Access, Files};
 
+pub use blocks::{BlockTable, BlocksSpec};
 pub use check::{
     CheckReport, CheckSpec, Code, Depth, DiskFacts, Finding, Ignore, ImageReport, Severity, Stats,
     Unlisted, all_codes,
@@ -40,7 +43,9 @@ pub use check::{
 pub use clone::CloneSpec;
 pub use coalesce::{CoalesceSpec, Coalesced, Estimate, OutputSpec, RecordSpec};
 pub use create::CreateSpec;
-pub use info::{ImageDescription, InfoSpec};
+pub use info::{
+    BatDescription, BatmapDescription, ImageDescription, InfoSpec, LocatorDescription, Problem,
+};
 pub use map::{Map, MapExtent, MapSpec};
 pub use mend::{Left, MendSpec, Mended, Planned, UndoSpec, Undone};
 pub use modify::{ModifySpec, NewParent};
@@ -51,8 +56,10 @@ pub use snapshot::{Snapshot, SnapshotSpec};
 #[derive(Clone, Debug, Deserialize)]
 #[serde(tag = "job", rename_all = "camelCase")]
 pub enum JobSpec {
-    /// Describe an image and its parents.
+    /// Describe an image, and its parents if that is wanted.
     Info(InfoSpec),
+    /// Tell what BAT and bitmaps say.
+    Blocks(BlocksSpec),
     /// Tell where the data of a disk are.
     Map(MapSpec),
     /// Merge an image into its parent.
@@ -88,6 +95,8 @@ pub enum Outcome {
     Opened(ImageInfo),
     /// The images of a chain, leaf first.
     Info(Vec<ImageDescription>),
+    /// What BAT and bitmaps say.
+    Blocks(BlockTable),
     /// Where data are.
     Map(Map),
     /// What was merged.
@@ -199,7 +208,6 @@ impl Context {
             .map_err(|errno| Error::file(errno, failure).in_file(path))
     }
 
-    #[allow(dead_code)]
     /// Opens an image alone, without its parents.
     ///
     /// # Errors
@@ -265,6 +273,7 @@ impl Context {
 pub(crate) async fn run(context: Context, spec: JobSpec) -> Result<Outcome> {
     match spec {
         JobSpec::Info(spec) => info::run(&context, &spec).await.map(Outcome::Info),
+        JobSpec::Blocks(spec) => blocks::run(&context, &spec).await.map(Outcome::Blocks),
         JobSpec::Map(spec) => map::run(&context, &spec).await.map(Outcome::Map),
         JobSpec::Coalesce(spec) => coalesce::run(&context, &spec).await.map(Outcome::Coalesced),
         JobSpec::Check(spec) => check::run(&context, &spec).await.map(Outcome::Checked),

@@ -1,7 +1,9 @@
 import { tapdiskCommand } from "../../../tapdisk/command.ts";
+import { vhdUtil } from "../../vhd-util/suite.ts";
+import { suiteReference } from "../suite.ts";
 import { fromCommander, type Reference } from "./model.ts";
 
 /** All commands that have a manual page and completions. */
 export function references(): Reference[] {
-  return [fromCommander(tapdiskCommand())];
+  return [fromCommander(tapdiskCommand()), suiteReference(vhdUtil)];
 }
