@@ -1,6 +1,9 @@
 //! Any bytes as the data of any parent locator.
 #![no_main]
 
+#[allow(dead_code)]
+mod limit;
+
 use libfuzzer_sys::fuzz_target;
 use vhd::format::locator::ParentLocator;
 

@@ -2,6 +2,7 @@
 //! nothing failed.
 #![no_main]
 
+mod limit;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
@@ -66,6 +67,7 @@ fuzz_target!(|input: Input| {
     };
     let file = images::build(&spec, &mut vec![0; SECTORS as usize * 512]);
     let mut host = Host::with_cache(vec![file], 256 << 10, 0);
+    host.capacity = limit::CAPACITY;
     host.open(Driver::Vhd, false).expect("a good image opens");
     let mut failures = 0_u32;
     for (tag, step) in (0..).zip(input.steps) {
