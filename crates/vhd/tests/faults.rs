@@ -3,7 +3,14 @@
 
 mod support;
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use support::cuts::Explorer;
+use support::disks::Disk;
+use support::guest::{self, Guest, Mix, Step};
 use support::{Host, images};
 use vhd::Driver;
 use vhd::format::footer::DiskType;
@@ -54,7 +61,7 @@ fn run(requests: &[(u8, u64, u32)], at: u64, fault: Fault) {
         countdown = u64::MAX;
         match fault {
             Fault::Errno(errno) => Some(-errno),
-            Fault::Short => Some(op.length as i32 - 512),
+            Fault::Short => Some((op.length as i32 - 512).max(0)),
         }
     }));
     let expected_status = match fault {
@@ -130,6 +137,112 @@ fn check(data: &[u8], model: &[Vec<u8>]) {
             bytes[0]
         );
     }
+}
+
+/// How the operations of a run fail.
+#[derive(Clone, Copy, Debug)]
+struct Failure {
+    fault: Fault,
+    /// How many in a row.
+    count: u64,
+}
+
+const FAILURES: [Failure; 6] = [
+    Failure {
+        fault: Fault::Errno(5),
+        count: 1,
+    },
+    Failure {
+        fault: Fault::Errno(28),
+        count: 1,
+    },
+    Failure {
+        fault: Fault::Errno(5),
+        count: 2,
+    },
+    Failure {
+        fault: Fault::Errno(28),
+        count: 5,
+    },
+    Failure {
+        fault: Fault::Short,
+        count: 1,
+    },
+    Failure {
+        fault: Fault::Short,
+        count: 2,
+    },
+];
+
+/// A guest's work during which operations fail from one on, and the power is cut at some points after that. Returns how
+/// many operations there were.
+fn work(explorer: &mut Explorer, disk: &Disk, steps: &[Step], at: u64, failure: Failure) -> u64 {
+    let (files, content) = disk.build();
+    let mut guest = Guest::new(explorer, files, &content, 0);
+    guest.quiet = true;
+    guest.may_fail(match failure.fault {
+        Fault::Errno(errno) => errno,
+        Fault::Short => 5,
+    });
+    let seen = Rc::new(Cell::new(0));
+    let counter = seen.clone();
+    guest.host.fault = Some(Box::new(move |op| {
+        let moves = matches!(op.kind, OpKind::Read | OpKind::Write);
+        if op.kind == OpKind::ZeroBuffer || matches!(failure.fault, Fault::Short) && !moves {
+            return None;
+        }
+        let number = counter.replace(counter.get() + 1);
+        (at..at + failure.count)
+            .contains(&number)
+            .then_some(match failure.fault {
+                Fault::Errno(errno) => -errno,
+                Fault::Short => (op.length as i32 - 512).max(0),
+            })
+    }));
+    let mut cuts = 0;
+    for (index, step) in steps.iter().enumerate() {
+        guest.step(step);
+        if seen.get() > at && (cuts < 2 || index + 1 == steps.len()) {
+            cuts += 1;
+            guest.cut();
+        }
+    }
+    guest.look();
+    guest.reopen();
+    seen.get()
+}
+
+/// Lets each operation of several works fail in each way.
+fn each_operation(disk: impl Strategy<Value = Disk>, works: u64) {
+    let mut explorer = Explorer::new(1);
+    for seed in 0..works {
+        let mut runner = support::runner(support::seed() + seed);
+        let input = (&disk, guest::steps(&Mix::default())).new_tree(&mut runner);
+        let (disk, steps) = input.expect("inputs can be made").current();
+        let (mut at, mut operations) = (0, 1);
+        while at < operations {
+            for failure in FAILURES {
+                explorer.begin(seed);
+                operations = work(&mut explorer, &disk, &steps, at, failure).max(operations);
+            }
+            at += 1;
+        }
+    }
+}
+
+#[test]
+fn each_operation_of_a_new_disk() {
+    each_operation(Just(Disk::Empty { block_size: 4096 }), 4);
+}
+
+#[test]
+fn each_operation_of_partial_blocks() {
+    each_operation(Disk::partial(1, 8192), 4);
+}
+
+#[test]
+fn each_operation_of_a_chain() {
+    each_operation(Disk::partial(3, 8192), 4);
 }
 
 proptest! {
