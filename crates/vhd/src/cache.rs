@@ -7,6 +7,7 @@ use rustc_hash::FxHashMap;
 use slab::Slab;
 
 use crate::format::bitmap;
+use crate::planted::{self, Bug};
 use crate::request::Piece;
 
 /// Fewer entries than this are never a reason to evict one.
@@ -206,8 +207,8 @@ impl BitmapCache {
             self.hand = (self.hand + 1) % capacity;
             if let Some(entry) = self.entries.get_mut(self.hand)
                 && entry.loading.is_none()
-                && !entry.dirty
-                && entry.pins == 0
+                && (!entry.dirty || planted::is(Bug::DirtyBitmapEvicted))
+                && (entry.pins == 0 || planted::is(Bug::PinnedBitmapEvicted))
                 && !std::mem::take(&mut entry.referenced)
             {
                 return Some(self.hand as u32);

@@ -21,6 +21,7 @@ use crate::error::Result;
 use crate::extend::sync_leaf;
 use crate::format::bat::{self, ENTRIES_PER_SECTOR};
 use crate::io::Io;
+use crate::planted::{self, Bug};
 
 /// Bitmaps that are written between two barriers at most, which bounds the memory of a commit.
 const BITMAPS_PER_ROUND: usize = 1024;
@@ -85,9 +86,12 @@ struct Round {
 /// Task: commits until nobody waits for another one.
 pub(crate) async fn commit(core: Rc<RefCell<Core>>, io: Io) {
     loop {
-        let waiters = begin(&mut core.borrow_mut());
+        let mut waiters = begin(&mut core.borrow_mut());
         let outcome = run(&core, &io).await;
         let mut core = core.borrow_mut();
+        if planted::is(Bug::FlushJoinsRunningCommit) {
+            waiters.append(&mut core.commit.waiters);
+        }
         if let Err(error) = &outcome {
             // They wait for a commit that makes bitmaps clean, which may never succeed.
             core.fail_starved(error.errno);
@@ -161,8 +165,9 @@ fn begin_round(core: &mut Core) -> Round {
         .filter(|_| !bat.is_empty())
         .and_then(|blocks| blocks.batmap.as_ref()?.emptying());
     let barrier = batmap.is_some()
-        || !bitmaps.is_empty()
-        || !places.iter().all(|place| core.allocator.is_durable(*place));
+        || !bitmaps.is_empty() && !planted::is(Bug::NoBarrierForBits)
+        || !places.iter().all(|place| core.allocator.is_durable(*place))
+            && !planted::is(Bug::NoBarrierForEntries);
     let mut bitmap_writes = Vec::with_capacity(bitmaps.len());
     for index in &bitmaps {
         let Some(entry) = core.cache.get(*index) else {
@@ -246,7 +251,7 @@ async fn write_round(core: &Rc<RefCell<Core>>, io: &Io, round: &mut Round) -> Re
         pieces(&std::mem::take(&mut round.bat_writes)),
     )
     .await?;
-    if round.last {
+    if round.last && !planted::is(Bug::NoLastSync) {
         sync_leaf(core, io).await
     } else {
         Ok(())
@@ -254,6 +259,7 @@ async fn write_round(core: &Rc<RefCell<Core>>, io: &Io, round: &mut Round) -> Re
 }
 
 fn end_round(core: &mut Core, round: Round, good: bool) {
+    let good = good || planted::is(Bug::FailedCommitForgotten);
     for index in &round.bitmaps {
         core.cache.unpin(*index);
         if !good {

@@ -19,6 +19,7 @@ use crate::extend::Allocator;
 use crate::format::bitmap;
 use crate::image::{Blocks, Image, Layout, Place};
 use crate::io::{Mark, Owner, Queue, Transfer, plain_op};
+use crate::planted::{self, Bug};
 use crate::record::{
     Completion, FLAG_FAST_ZERO, FLAG_FUA, Finished, Op, OpKind, RequestKind, StatusExtent,
     TdRequest, max_status_extents,
@@ -381,6 +382,9 @@ impl Core {
             None
         } else {
             self.cache.pin(index);
+            if planted::is(Bug::BitBeforeData) {
+                self.cache.mark(index, place.first, piece.count);
+            }
             Some(Mark {
                 entry: index,
                 first: place.first,
@@ -645,7 +649,8 @@ impl Core {
         }
         if request.changes_disk() {
             self.commit.modified = true;
-            if request.flags & FLAG_FUA != 0 && request.status == 0 {
+            let durable = request.flags & FLAG_FUA != 0 && !planted::is(Bug::FuaWithoutCommit);
+            if durable && request.status == 0 {
                 request.parts = 1;
                 return self.join_commit(index);
             }
@@ -685,6 +690,7 @@ impl Core {
             && request.status == 0
             && request.sequence < before
             && request.changes_disk()
+            && !planted::is(Bug::WritesTrustedAfterFailedSync)
         {
             request.status = -errno;
         }

@@ -14,6 +14,7 @@ use crate::extend::sync_leaf;
 use crate::format::bitmap;
 use crate::image::{Layout, Place};
 use crate::io::{Io, Mark, Queue};
+use crate::planted::{self, Bug};
 use crate::record::{FLAG_NO_HOLE, OpKind, RequestKind};
 use crate::request::Piece;
 
@@ -153,7 +154,12 @@ impl Core {
         self.cache.detach(0, block);
         self.commit.changed(block);
         self.commit.modified = true;
-        self.releases.named.push(Released { place, sequence });
+        let released = Released { place, sequence };
+        if planted::is(Bug::ReuseBeforeCommit) {
+            self.releases.unnamed.push(released);
+        } else {
+            self.releases.named.push(released);
+        }
         self.releases.returning += 1;
         self.allocator.blocks_released();
         // Space that only a commit can free should not pile up.
@@ -162,6 +168,9 @@ impl Core {
 
     /// The number of the oldest request in flight.
     pub(crate) fn oldest_request(&self) -> u64 {
+        if planted::is(Bug::ReuseUnderRequests) {
+            return u64::MAX;
+        }
         self.requests
             .iter()
             .map(|(_, request)| request.sequence)
@@ -232,7 +241,9 @@ async fn make_free(
             .iter()
             .map(|released| u64::from(released.place) * 512)
     };
-    io.punch_all(file, offsets(), bytes).await?;
+    if !planted::is(Bug::ReuseUnpunched) {
+        io.punch_all(file, offsets(), bytes).await?;
+    }
     io.write_all("bitmap", file, offsets().map(|offset| (offset, bitmap)))
         .await
 }

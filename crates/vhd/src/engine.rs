@@ -17,6 +17,7 @@ use crate::extend::{self, sync_leaf};
 use crate::io::{Io, until};
 use crate::jobs::{self, Context as JobContext, DiskSlot, JobSpec, Outcome, Progress};
 use crate::open::FileSpec;
+use crate::planted::{self, Bug};
 use crate::record::{Completion, Finished, Op, TdRequest};
 use crate::wants::{Access, Answer, Files, Want};
 
@@ -299,19 +300,26 @@ pub(crate) async fn close_disk(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> 
 }
 
 async fn make_durable(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
-    commit::run(core, io).await?;
+    if !planted::is(Bug::CloseWithoutCommit) {
+        commit::run(core, io).await?;
+    }
     discard::reclaim_all(core, io).await?;
     let footer = plan_footer(&mut core.borrow_mut());
     if let Some(plan) = footer {
         let file = core.borrow_mut().leaf().file;
-        if plan.write_backup {
+        if plan.write_backup && !planted::is(Bug::FooterMovesWithoutBackup) {
             io.write("backup footer", file, 0, &plan.footer).await?;
-            sync_leaf(core, io).await?;
+            if !planted::is(Bug::BackupNotSynced) {
+                sync_leaf(core, io).await?;
+            }
             if let Some(blocks) = core.borrow_mut().leaf_blocks() {
                 blocks.needs_backup_footer = false;
             }
         }
         // The file must never end with a sector of the guest's, which could look like a footer.
+        if plan.cut && planted::is(Bug::CloseCutsAtGuestData) {
+            io.truncate(file, plan.offset).await?;
+        }
         io.write("footer", file, plan.offset, &plan.footer).await?;
         sync_leaf(core, io).await?;
         if plan.cut {

@@ -20,6 +20,7 @@ use crate::error::{Error, Result, errno};
 use crate::format::bat;
 use crate::image::{Image, Layout};
 use crate::io::{Io, until};
+use crate::planted::{self, Bug};
 use crate::request::Piece;
 
 /// Blocks in the first extent; each is twice as large as the one before.
@@ -135,7 +136,8 @@ impl Allocator {
 
     /// Whether the block at `place` may be named by a BAT entry on disk.
     pub(crate) fn is_durable(&self, place: u32) -> bool {
-        u64::from(place) < self.durable_end && !self.recycled.contains_key(&place)
+        u64::from(place) < self.durable_end
+            && (!self.recycled.contains_key(&place) || planted::is(Bug::ReuseWithoutSync))
     }
 
     /// What a sync that begins now will have made durable when it ends well: everything below a sector, and what was
@@ -163,7 +165,11 @@ impl Allocator {
 /// it and does not say so twice.
 pub(crate) async fn sync_leaf(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
     if core.borrow().allocator.rewrite {
-        write_again(core, io).await?;
+        if planted::is(Bug::NoRewriteAfterFailedSync) {
+            core.borrow_mut().allocator.rewrite = false;
+        } else {
+            write_again(core, io).await?;
+        }
     }
     sync_file(core, io).await?;
     // One that an extent made meanwhile may have failed: then this one's success proves nothing.
@@ -189,6 +195,11 @@ async fn sync_file(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
     };
     let outcome = io.sync(file).await;
     let mut core = core.borrow_mut();
+    let mark = if planted::is(Bug::SyncCountsTooMuch) {
+        core.allocator.mark()
+    } else {
+        mark
+    };
     match &outcome {
         // What a failed sync dropped, before this one or meanwhile, is not made durable by it.
         Ok(()) if trusted && core.allocator.failed_syncs == failed_syncs => {
@@ -198,7 +209,8 @@ async fn sync_file(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
         Err(error) => {
             core.allocator.rewrite = true;
             core.allocator.failed_syncs += 1;
-            core.commit.sync_error = Some(error.errno);
+            core.commit.sync_error =
+                Some(error.errno).filter(|_| !planted::is(Bug::FailedSyncUntold));
             core.commit.doubtful = Some((core.next_sequence, error.errno));
         }
     }
@@ -331,7 +343,7 @@ fn plan_extent(core: &mut Core, most: usize) -> Result<Option<Plan>> {
         return Ok(None);
     };
     // After a failed attempt, what lies behind the last extent is not ours to keep; everything before it is.
-    let cut = blocks.stale_tail.then_some(end);
+    let cut = (blocks.stale_tail && !planted::is(Bug::StaleTailKept)).then_some(end);
     let limit = blocks.device_end.unwrap_or(u64::MAX);
     let mut places = Vec::new();
     while places.len() < wanted.min(most) {
@@ -375,13 +387,18 @@ fn plan_extent(core: &mut Core, most: usize) -> Result<Option<Plan>> {
 }
 
 async fn make_extent(core: &Rc<RefCell<Core>>, io: &Io, plan: &Plan) -> Result<()> {
-    if plan.write_backup {
+    if plan.write_backup && !planted::is(Bug::FooterMovesWithoutBackup) {
         io.write("backup footer", plan.file, 0, &plan.footer)
             .await?;
-        sync_file(core, io).await?;
+        if !planted::is(Bug::BackupNotSynced) {
+            sync_file(core, io).await?;
+        }
     }
     if let Some(sector) = plan.cut {
         // The file must never end with a sector of the guest's, which could look like a footer.
+        if planted::is(Bug::CutAtGuestData) {
+            io.truncate(plan.file, sector * 512).await?;
+        }
         io.write("footer", plan.file, sector * 512, &plan.footer)
             .await?;
         sync_file(core, io).await?;

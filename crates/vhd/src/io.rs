@@ -19,6 +19,7 @@ use std::task::{Context, Poll};
 use slab::Slab;
 
 use crate::error::{Error, Result, errno};
+use crate::planted::{self, Bug};
 use crate::record::{Completion, MAX_DATA_MAP, Op, OpKind, REGION_STAGING};
 use crate::request::Piece;
 use crate::staging::{Chunk, LARGE, SMALL, Staging};
@@ -469,6 +470,9 @@ impl Flight {
         {
             if let Err(error) = transferred(self.structure, at, length, pending.await) {
                 self.error.get_or_insert(error);
+                if planted::is(Bug::FailedCommitLeavesWrites) {
+                    self.in_flight.clear();
+                }
             }
         }
     }

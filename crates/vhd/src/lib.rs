@@ -25,6 +25,10 @@ mod open;
 mod open_blocks;
 mod orphans;
 mod parent_link;
+#[cfg(not(feature = "planted-bugs"))]
+mod planted;
+#[cfg(feature = "planted-bugs")]
+pub mod planted;
 pub mod record;
 mod request;
 mod staging;

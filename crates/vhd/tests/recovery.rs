@@ -4,6 +4,7 @@ mod support;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::panic::catch_unwind;
 use std::rc::Rc;
 
 use support::Host;
@@ -12,6 +13,7 @@ use support::images::{self, Spec, uuid};
 use support::jobs;
 use vhd::format::footer::{DiskType, Footer};
 use vhd::jobs::CreateSpec;
+use vhd::planted::{Bug, plant};
 use vhd::record::{FLAG_FUA, Finished, OpKind, RequestKind};
 use vhd::{Driver, Job};
 
@@ -83,8 +85,8 @@ fn a_request_that_ends_as_the_disk_is_closed_is_answered() {
     assert_eq!(host.finished, [Finished { tag: 5, status: 0 }]);
 }
 
-#[test]
-fn a_failed_commit_ends_only_when_all_its_writes_have() {
+/// One of the writes of a commit fails, another one of them is slow, and the guest goes on meanwhile.
+fn a_commit_with_a_slow_write_fails() {
     let mut host = opened(partial(&[(0, 0xf), (1, 0xf)], 64 << 10, 16384), 1 << 20);
     host.guest.fill(9);
     for sector in [8, 32 + 8] {
@@ -123,6 +125,15 @@ fn a_failed_commit_ends_only_when_all_its_writes_have() {
         (9, 9),
         "what was flushed is gone"
     );
+}
+
+#[test]
+fn a_failed_commit_ends_only_when_all_its_writes_have() {
+    a_commit_with_a_slow_write_fails();
+    plant(Some(Bug::FailedCommitLeavesWrites));
+    let noticed = catch_unwind(a_commit_with_a_slow_write_fails);
+    plant(None);
+    assert!(noticed.is_err(), "a planted bug does not show");
 }
 
 #[test]

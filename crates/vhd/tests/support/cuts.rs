@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use super::Random;
+use super::power::state::mix;
 use super::power::{Left, PowerLog};
 
 /// Up to this many pending changes, every subset of them in every order that makes a difference is tried.
@@ -30,12 +31,30 @@ impl Hasher for AsIs {
     }
 }
 
+/// How a run's disk treats operations in flight.
+#[derive(Clone, Copy, Debug)]
+enum Haste {
+    Any,
+    Oldest,
+    Youngest,
+    /// The oldest takes long.
+    Stuck,
+}
+
+impl Haste {
+    fn of(seed: u64) -> Self {
+        [Self::Any, Self::Oldest, Self::Youngest, Self::Stuck][mix(seed) as usize % 4]
+    }
+}
+
 type Fingerprints = HashSet<u64, BuildHasherDefault<AsIs>>;
 
 /// Explores what power cuts leave, and counts it.
 #[derive(Debug)]
 pub struct Explorer {
     random: Random,
+    /// Which operations end first.
+    haste: Haste,
     /// All states seen.
     distinct: Fingerprints,
     /// Those that were checked against the promises as they are now.
@@ -48,6 +67,7 @@ impl Explorer {
     pub fn new(seed: u64) -> Self {
         Self {
             random: Random(seed),
+            haste: Haste::of(seed),
             distinct: Fingerprints::default(),
             checked: Fingerprints::default(),
             checks: 0,
@@ -57,6 +77,7 @@ impl Explorer {
     /// Another run begins: its states are counted on top, and its random choices follow from `seed`.
     pub fn begin(&mut self, seed: u64) {
         self.random = Random(seed);
+        self.haste = Haste::of(seed);
         self.checked.clear();
     }
 
@@ -75,8 +96,24 @@ impl Explorer {
         self.checks
     }
 
-    pub fn random(&mut self) -> &mut Random {
-        &mut self.random
+    /// Which of so many operations in flight, oldest first, ends next.
+    pub fn pick(&mut self, in_flight: usize) -> usize {
+        let usual = self.random.below(8) > 0;
+        match self.haste {
+            Haste::Oldest if usual => 0,
+            Haste::Youngest if usual => in_flight - 1,
+            Haste::Stuck if usual && in_flight > 1 => 1 + self.random.below(in_flight - 1),
+            _ => self.random.below(in_flight),
+        }
+    }
+
+    /// One of the states that a cut here can leave, unchecked.
+    pub fn one(&mut self, log: &mut PowerLog) -> Left {
+        let mark = log.mark();
+        self.tear(log);
+        let left = log.left(self.random.below(log.directories()));
+        log.back(mark);
+        left
     }
 
     /// Cuts the power here: calls `check` for each state that this can leave and that is new.
@@ -144,13 +181,18 @@ impl Explorer {
 
     fn torn(&mut self, log: &mut PowerLog, check: &mut dyn FnMut(&Left)) {
         let mark = log.mark();
+        self.tear(log);
+        self.visit(log, check);
+        log.back(mark);
+    }
+
+    /// Lets a part of everything reach the disk.
+    fn tear(&mut self, log: &mut PowerLog) {
         for change in self.order(log, true) {
             let percent = [0, 30, 70, 100][self.random.below(4)];
             let random = &mut self.random;
             log.keep(change, Some(&mut || random.below(100) < percent));
         }
-        self.visit(log, check);
-        log.back(mark);
     }
 
     fn order(&mut self, log: &PowerLog, shuffle: bool) -> Vec<usize> {

@@ -1,12 +1,13 @@
 //! A guest that works on a disk, what it may rely on, and power cuts at every step of that.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 use proptest::prelude::*;
 use vhd::Driver;
 use vhd::format::footer::{DiskType, Footer};
 use vhd::format::uuid::Uuid;
-use vhd::record::{FLAG_FUA, FLAG_NO_HOLE, OpKind, RequestKind};
+use vhd::record::{FLAG_FUA, FLAG_NO_HOLE, OpKind, REGION_STAGING, RequestKind};
 
 use super::Host;
 use super::batmap;
@@ -29,6 +30,8 @@ pub enum Step {
         sector: u64,
         count: u32,
         fua: bool,
+        /// Though others change these sectors: which one will be there in the end is open.
+        bold: bool,
     },
     /// Write zeroes, or discard.
     Erase {
@@ -36,45 +39,104 @@ pub enum Step {
         count: u32,
         flags: u8,
         discard: bool,
+        bold: bool,
     },
     Flush,
     /// So many operations end.
     Complete(usize),
     SyncMetadata,
+    /// All requests end, and the whole disk is read.
+    Look,
     Close,
-    /// The next operation that touches a file fails with this (positive) errno value.
-    Fail(i32),
+    /// The power is cut, and the disk opened again.
+    Crash,
+    /// The next such operation fails with this (positive) errno value.
+    Fail {
+        errno: i32,
+        target: Target,
+    },
     /// The next transfer moves all but this many sectors.
     Short(u32),
 }
 
-/// Steps on a disk of `sectors` sectors; with `faults`, operations fail now and then.
-pub fn steps(sectors: u64, faults: bool) -> impl Strategy<Value = Vec<Step>> {
+/// Which operations fail.
+#[derive(Clone, Copy, Debug)]
+pub enum Target {
+    /// Any that touches a file.
+    Any,
+    Sync,
+    /// Writes of the engine's own.
+    Metadata,
+}
+
+/// What a guest's work is made of.
+#[derive(Clone, Debug)]
+pub struct Mix {
+    /// It goes on in this many sectors of the disk.
+    pub sectors: u64,
+    /// Sectors of the largest write.
+    pub count: u32,
+    /// How many steps there are.
+    pub length: Range<usize>,
+    /// How many of a hundred steps let an operation fail.
+    pub faults: u32,
+    /// The disk is closed, or the power cut, now and then.
+    pub restarts: bool,
+    /// How many of the requests don't care whether others change the same sectors.
+    pub bold: f64,
+}
+
+impl Default for Mix {
+    fn default() -> Self {
+        Self {
+            sectors: super::disks::SECTORS,
+            count: MAX_COUNT,
+            length: 1..60,
+            faults: 0,
+            restarts: true,
+            bold: 0.1,
+        }
+    }
+}
+
+/// Random work.
+pub fn steps(mix: &Mix) -> impl Strategy<Value = Vec<Step>> + use<> {
+    let sectors = mix.sectors;
     let blocks = (0..sectors / 16, 1_u64..4).prop_map(move |(block, blocks)| {
         let sector = block * 16;
         (sector, (blocks * 16).min(sectors - sector) as u32)
     });
-    let range = (0..sectors, 1..=MAX_COUNT)
+    let range = (0..sectors, 1..=mix.count.min(MAX_COUNT))
         .prop_map(move |(sector, count)| (sector, count.min((sectors - sector) as u32)));
     let erased = prop_oneof![3 => blocks, 1 => range.clone()];
     let flags = prop_oneof![3 => Just(0), 1 => Just(FLAG_FUA), 1 => Just(FLAG_NO_HOLE)];
-    let fault = prop_oneof![
-        Just(Step::Fail(5)),
-        Just(Step::Fail(28)),
-        (1_u32..3).prop_map(Step::Short)
+    let bold = || prop::bool::weighted(mix.bold);
+    let target = prop_oneof![
+        Just(Target::Any),
+        Just(Target::Sync),
+        Just(Target::Metadata)
     ];
+    let fault = prop_oneof![
+        3 => (prop_oneof![Just(5), Just(28)], target).prop_map(|(errno, target)| Step::Fail { errno, target }),
+        1 => (1_u32..3).prop_map(Step::Short)
+    ];
+    let restarts = u32::from(mix.restarts);
     let step = prop_oneof![
-        12 => (erased, flags, any::<bool>()).prop_map(|((sector, count), flags, discard)| Step::Erase {
-            sector, count, flags, discard,
+        12 => (erased, flags, any::<bool>(), bold()).prop_map(|((sector, count), flags, discard, bold)| Step::Erase {
+            sector, count, flags, discard, bold,
         }),
-        24 => (range, prop::bool::weighted(0.2)).prop_map(|((sector, count), fua)| Step::Write { sector, count, fua }),
+        24 => (range, prop::bool::weighted(0.2), bold()).prop_map(|((sector, count), fua, bold)| Step::Write {
+            sector, count, fua, bold,
+        }),
         8 => Just(Step::Flush),
         36 => (1_usize..6).prop_map(Step::Complete),
         4 => Just(Step::SyncMetadata),
-        4 => Just(Step::Close),
-        if faults { 6 } else { 0 } => fault,
+        2 => Just(Step::Look),
+        4 * restarts => Just(Step::Close),
+        2 * restarts => Just(Step::Crash),
+        mix.faults => fault,
     ];
-    prop::collection::vec(step, 1..60)
+    prop::collection::vec(step, mix.length.clone())
 }
 
 /// What a sector holds after the write with this number. Some writes look like the footer of a fixed disk.
@@ -110,17 +172,37 @@ struct Change {
     fua: bool,
 }
 
+/// What the guest knows of a write.
+#[derive(Clone, Copy, Debug)]
+struct Write {
+    submitted: u32,
+    /// [`NEVER`] while it is in flight.
+    ended: u32,
+    /// It succeeded, and nothing made that doubtful since.
+    acknowledged: bool,
+    /// When it was promised to be durable.
+    durable: u32,
+}
+
+const NEVER: u32 = u32::MAX;
+
+/// What was there before any write.
+const BEFORE: Write = Write {
+    submitted: 0,
+    ended: 0,
+    acknowledged: true,
+    durable: 0,
+};
+
 /// What each sector may hold.
 #[derive(Debug)]
 pub struct Model {
-    /// Numbers of the writes to each sector, oldest first; the first is the last that is surely durable (or what was
-    /// there before any).
+    /// Numbers of the writes to each sector that it may hold, in the order in which they were submitted.
     sectors: Vec<Vec<u32>>,
     in_flight: [Option<Change>; SLOTS],
-    /// When each write was acknowledged.
-    acknowledged: HashMap<u32, u32>,
+    /// By number; the first is what was there before.
+    writes: Vec<Write>,
     clock: u32,
-    writes: u32,
     /// Those of the writes that wrote zeros.
     zeroes: HashSet<u32>,
     /// Discards where a parent is: they may have no effect.
@@ -129,9 +211,8 @@ pub struct Model {
     flushes: HashMap<u32, u32>,
     /// Statuses that a request may have beside 0.
     failures: HashSet<i32>,
-    /// How many syncs failed, and of how many the guest knows.
-    failed_syncs: u32,
-    told: u32,
+    /// When syncs failed.
+    failed_syncs: Vec<u32>,
     /// The image is on a block device.
     on_device: bool,
 }
@@ -145,33 +226,42 @@ impl Model {
                 .map(|sector| vec![number(sector)])
                 .collect(),
             in_flight: [None; SLOTS],
-            acknowledged: HashMap::new(),
+            writes: vec![BEFORE],
             clock: 0,
-            writes: 0,
             zeroes: HashSet::new(),
             vague: HashSet::new(),
             flushes: HashMap::new(),
             failures: HashSet::new(),
-            failed_syncs: 0,
-            told: 0,
+            failed_syncs: Vec::new(),
         }
     }
 
-    fn free_slot(&self, sector: u64, count: u32) -> Option<usize> {
+    fn tick(&mut self) -> u32 {
+        self.clock += 1;
+        self.clock
+    }
+
+    /// A slot for a request on these sectors; unless it is `bold`, none while another one changes some of them.
+    fn free_slot(&self, sector: u64, count: u32, bold: bool) -> Option<usize> {
         let overlaps = |other: &Change| {
             sector < other.sector + u64::from(other.count)
                 && other.sector < sector + u64::from(count)
         };
-        // Overlapping requests in flight have no defined order: the model has none either.
-        if self.in_flight.iter().flatten().any(overlaps) {
+        if !bold && self.in_flight.iter().flatten().any(overlaps) {
             return None;
         }
         self.in_flight.iter().position(Option::is_none)
     }
 
     fn begin(&mut self, slot: usize, sector: u64, count: u32, fua: bool) -> u32 {
-        self.writes += 1;
-        let write = self.writes;
+        let write = self.writes.len() as u32;
+        let submitted = self.tick();
+        self.writes.push(Write {
+            submitted,
+            ended: NEVER,
+            acknowledged: false,
+            durable: NEVER,
+        });
         for history in &mut self.sectors[sector as usize..][..count as usize] {
             history.push(write);
         }
@@ -190,7 +280,7 @@ impl Model {
             status == 0 || self.failures.contains(&status),
             "a request failed with {status}"
         );
-        self.clock += 1;
+        let now = self.tick();
         if let Some(submitted) = self.flushes.remove(&tag) {
             if status == 0 {
                 return self.flushed(submitted);
@@ -201,55 +291,92 @@ impl Model {
         let change = self.in_flight[tag as usize]
             .take()
             .expect("a write was in flight");
-        if status != 0 || self.vague.contains(&change.write) {
-            return false;
-        }
-        self.acknowledged.insert(change.write, self.clock);
-        if change.fua {
-            for history in &mut self.sectors[change.sector as usize..][..change.count as usize] {
-                let durable = history
-                    .iter()
-                    .position(|other| *other == change.write)
-                    .expect("its own write is known");
-                history.drain(..durable);
-            }
-        }
-        change.fua
+        let write = &mut self.writes[change.write as usize];
+        write.ended = now;
+        write.acknowledged = status == 0 && !self.vague.contains(&change.write);
+        write.acknowledged && change.fua && self.promise(|number, _| number == change.write)
     }
 
     /// Everything that was acknowledged before the time `submitted` is durable.
     fn flushed(&mut self, submitted: u32) -> bool {
-        let mut more = false;
-        for history in &mut self.sectors {
-            let durable = history.iter().rposition(|write| {
-                self.acknowledged
-                    .get(write)
-                    .is_some_and(|time| *time < submitted)
+        self.promise(|_, write| write.acknowledged && write.ended < submitted)
+    }
+
+    /// The writes that `durable` names are durable. Returns whether that is news.
+    fn promise(&mut self, durable: impl Fn(u32, &Write) -> bool) -> bool {
+        let Self {
+            sectors,
+            writes,
+            failed_syncs,
+            ..
+        } = self;
+        let write = |number: &u32| *writes.get(*number as usize).unwrap_or(&BEFORE);
+        let mut news = false;
+        for history in sectors.iter_mut().filter(|history| history.len() > 1) {
+            let (mut newest, mut promised) = (0, 0);
+            for number in history.iter().filter(|number| **number < ANYTHING) {
+                let it = write(number);
+                if durable(*number, &it) {
+                    newest = newest.max(it.submitted);
+                    promised = promised.max(it.durable);
+                }
+            }
+            let before = history.len();
+            history.retain(|number| match number.checked_sub(ANYTHING) {
+                // What a failed sync lost is over when something newer is durable, or what should have been lost is.
+                Some(failed) => newest.max(promised) <= failed_syncs[failed as usize],
+                None => newest <= write(number).ended,
             });
-            let gone = durable.unwrap_or(0);
-            more |= gone > 0;
-            history.drain(..gone);
-            // A flush that succeeds after a sync failed, and nobody was told, promises as much as any other.
-            let told = ANYTHING + self.told;
-            while gone > 0 && history.get(1).is_some_and(|next| *next >= told) {
-                history.remove(1);
+            news |= history.len() < before;
+        }
+        let now = self.clock;
+        for (number, write) in (0..).zip(&mut self.writes) {
+            if write.durable == NEVER && durable(number, write) {
+                write.durable = now;
             }
         }
-        more
+        news
     }
 
     /// A flush failed, and the guest knows: what was acknowledged may be lost, and a later flush does not mend that.
     fn doubt(&mut self) {
-        self.acknowledged.clear();
-        self.told = self.failed_syncs;
+        for write in self
+            .writes
+            .iter_mut()
+            .filter(|write| write.durable == NEVER)
+        {
+            write.acknowledged = false;
+        }
     }
 
     /// A sync failed: data that were not durable may never be, while the bits that show them will.
     fn sync_failed(&mut self) {
+        let number = ANYTHING + self.failed_syncs.len() as u32;
         for history in self.sectors.iter_mut().filter(|history| history.len() > 1) {
-            history.push(ANYTHING + self.failed_syncs);
+            history.push(number);
         }
-        self.failed_syncs += 1;
+        let now = self.tick();
+        self.failed_syncs.push(now);
+    }
+
+    /// The power was cut and this is what the disk holds now.
+    fn crashed(&mut self, disk: &[u8]) {
+        for (sector, bytes) in disk.chunks(512).enumerate() {
+            self.check_sector(sector, bytes);
+            let anything = |write: &&u32| **write >= ANYTHING;
+            let history = &mut self.sectors[sector];
+            *history = match history.iter().find(anything) {
+                Some(anything) => vec![*anything],
+                None => vec![number(bytes)],
+            };
+        }
+        let now = self.tick();
+        for write in &mut self.writes {
+            write.ended = write.ended.min(now);
+            write.durable = write.durable.min(now);
+        }
+        self.in_flight = [None; SLOTS];
+        self.flushes.clear();
     }
 
     fn check_sector(&self, sector: usize, bytes: &[u8]) {
@@ -283,13 +410,13 @@ impl Model {
     }
 
     /// Checks what a power cut left.
-    fn check(&self, left: &Left, work_on: bool) {
+    fn check(&self, left: &Left, bad_backup: bool, work_on: bool) {
         // A batmap that would be believed tells the truth.
         batmap::full_blocks(&left.files[0]);
         let mut host = self.host(left);
         let info = host.open(Driver::Vhd, !work_on);
         let info = info.unwrap_or_else(|error| panic!("the image does not open: {error}"));
-        let backup = |warning: &String| warning.starts_with("backup");
+        let backup = |warning: &String| warning.starts_with("backup") && !bad_backup;
         assert!(!info.warnings.iter().any(backup), "{:?}", info.warnings);
         self.check_content(&mut host, &[]);
         if !work_on {
@@ -317,27 +444,34 @@ pub struct Guest<'a> {
     pub host: Host,
     pub model: Model,
     pub explorer: &'a mut Explorer,
+    /// The copy of the footer was bad at the beginning.
+    pub bad_backup: bool,
+    /// The power is cut only when asked for.
+    pub quiet: bool,
+    cache: usize,
     tag: u32,
 }
 
 impl<'a> Guest<'a> {
     /// A guest of the chain in `files`, leaf first, with the content `disk` and a bitmap cache of `cache` bytes.
     pub fn new(explorer: &'a mut Explorer, files: Vec<Vec<u8>>, disk: &[u8], cache: usize) -> Self {
-        Self::with_host(
-            explorer,
-            Host::with_cache(files, SLOTS * SLOT_BYTES, cache),
-            disk,
-        )
+        let host = Host::with_cache(files, SLOTS * SLOT_BYTES, cache);
+        Self::with_host(explorer, host, disk, cache)
     }
 
     /// A guest of a chain whose leaf is on a block device.
-    pub fn on_device(explorer: &'a mut Explorer, files: Vec<Vec<u8>>, disk: &[u8]) -> Self {
-        let mut host = Host::new(files, SLOTS * SLOT_BYTES);
+    pub fn on_device(
+        explorer: &'a mut Explorer,
+        files: Vec<Vec<u8>>,
+        disk: &[u8],
+        cache: usize,
+    ) -> Self {
+        let mut host = Host::with_cache(files, SLOTS * SLOT_BYTES, cache);
         host.leaf_is_device = true;
-        Self::with_host(explorer, host, disk)
+        Self::with_host(explorer, host, disk, cache)
     }
 
-    fn with_host(explorer: &'a mut Explorer, mut host: Host, disk: &[u8]) -> Self {
+    fn with_host(explorer: &'a mut Explorer, mut host: Host, disk: &[u8], cache: usize) -> Self {
         host.power = Some(PowerLog::new(&host.files, &host.names));
         host.open(Driver::Vhd, false).expect("the image opens");
         explorer.promises_changed();
@@ -345,6 +479,9 @@ impl<'a> Guest<'a> {
             model: Model::new(disk, host.leaf_is_device),
             host,
             explorer,
+            bad_backup: false,
+            quiet: false,
+            cache,
             tag: FLUSH,
         }
     }
@@ -352,14 +489,19 @@ impl<'a> Guest<'a> {
     pub fn steps(&mut self, steps: &[Step]) {
         for step in steps {
             self.step(step);
-            self.cut();
+            self.cut_if_watched();
         }
     }
 
-    fn step(&mut self, step: &Step) {
+    pub fn step(&mut self, step: &Step) {
         match *step {
-            Step::Write { sector, count, fua } => {
-                let Some(slot) = self.model.free_slot(sector, count) else {
+            Step::Write {
+                sector,
+                count,
+                fua,
+                bold,
+            } => {
+                let Some(slot) = self.model.free_slot(sector, count, bold) else {
                     return;
                 };
                 let write = self.model.begin(slot, sector, count, fua);
@@ -377,8 +519,9 @@ impl<'a> Guest<'a> {
                 count,
                 flags,
                 discard,
+                bold,
             } => {
-                let Some(slot) = self.model.free_slot(sector, count) else {
+                let Some(slot) = self.model.free_slot(sector, count, bold) else {
                     return;
                 };
                 let fua = flags & FLAG_FUA != 0;
@@ -396,8 +539,8 @@ impl<'a> Guest<'a> {
             }
             Step::Flush => {
                 self.tag += 1;
-                self.model.clock += 1;
-                self.model.flushes.insert(self.tag, self.model.clock);
+                let now = self.model.tick();
+                self.model.flushes.insert(self.tag, now);
                 self.host.submit(self.tag, RequestKind::Flush, 0, 0, 0, 0);
             }
             Step::Complete(count) => {
@@ -409,10 +552,19 @@ impl<'a> Guest<'a> {
                 self.host.engine.sync_metadata();
                 self.host.run();
             }
+            Step::Look => self.look(),
             Step::Close => self.reopen(),
-            Step::Fail(errno) => {
+            Step::Crash => self.crash(),
+            Step::Fail { errno, target } => {
                 self.model.failures.insert(-errno);
-                self.fail_one(move |op| (op.kind != OpKind::ZeroBuffer).then_some(-errno));
+                self.fail_one(move |op| {
+                    let fails = match target {
+                        Target::Any => op.kind != OpKind::ZeroBuffer,
+                        Target::Sync => op.kind == OpKind::Sync,
+                        Target::Metadata => op.kind == OpKind::Write && op.region == REGION_STAGING,
+                    };
+                    fails.then_some(-errno)
+                });
             }
             Step::Short(sectors) => {
                 self.model.failures.insert(-5);
@@ -423,6 +575,11 @@ impl<'a> Guest<'a> {
             }
         }
         self.take_finished();
+    }
+
+    /// Whether a request may fail with this (positive) errno value from now on.
+    pub fn may_fail(&mut self, errno: i32) {
+        self.model.failures.insert(-errno);
     }
 
     /// Lets one operation fail, the first to which `fault` gives a result.
@@ -440,13 +597,18 @@ impl<'a> Guest<'a> {
         if self.host.in_flight.is_empty() {
             return;
         }
-        let index = self.explorer.random().below(self.host.in_flight.len());
+        let index = self.explorer.pick(self.host.in_flight.len());
+        self.complete(index);
+    }
+
+    /// Carries out the operation in flight with this index, and cuts the power.
+    pub fn complete(&mut self, index: usize) {
         let (op, result) = self.host.complete(index);
         if op.kind == OpKind::Sync && result < 0 {
             self.model.sync_failed();
         }
         self.take_finished();
-        self.cut();
+        self.cut_if_watched();
     }
 
     fn take_finished(&mut self) {
@@ -457,14 +619,21 @@ impl<'a> Guest<'a> {
         }
     }
 
+    fn cut_if_watched(&mut self) {
+        if !self.quiet {
+            self.cut();
+        }
+    }
+
     /// Cuts the power now, and checks what it leaves.
     pub fn cut(&mut self) {
         let power = self.host.power.as_mut().expect("the log is kept");
         let model = &self.model;
+        let bad_backup = self.bad_backup;
         let mut count = 0;
         self.explorer.cut(power, &mut |left| {
             count += 1;
-            model.check(left, count % 4 == 1);
+            model.check(left, bad_backup, count % 4 == 1);
         });
     }
 
@@ -482,20 +651,17 @@ impl<'a> Guest<'a> {
                 vhd::Job::Over(Err(error)) => {
                     assert!(self.model.failures.contains(&-error.errno), "{error}");
                     self.model.doubt();
-                    // The second attempt finds a disk that works again.
-                    self.host.fault = None;
                 }
                 job => panic!("closing is {job:?} though nothing is in flight"),
             }
         }
-        self.host.fault = None;
-        self.model.clock += 1;
-        self.model.flushed(self.model.clock);
+        let now = self.model.tick();
+        self.model.flushed(now);
         self.explorer.promises_changed();
-        self.cut();
-        self.host
-            .open(Driver::Vhd, false)
-            .expect("the image opens again");
+        self.cut_if_watched();
+        while let Err(error) = self.host.open(Driver::Vhd, false) {
+            assert!(self.model.failures.contains(&-error.errno), "{error}");
+        }
         let model = &self.model;
         let mut next = model.host(&Left {
             files: self.host.files.clone(),
@@ -503,5 +669,30 @@ impl<'a> Guest<'a> {
         });
         next.open(Driver::Vhd, true).expect("the image opens");
         model.check_content(&mut next, &[]);
+    }
+
+    /// Cuts the power and goes on with what that left.
+    pub fn crash(&mut self) {
+        let power = self.host.power.as_mut().expect("the log is kept");
+        let left = self.explorer.one(power);
+        let fault = self.host.fault.take();
+        self.host = left.host_with_cache(SLOTS * SLOT_BYTES, self.cache);
+        self.host.leaf_is_device = self.model.on_device;
+        self.host.power = Some(PowerLog::new(&self.host.files, &self.host.names));
+        self.host.open(Driver::Vhd, false).expect("the image opens");
+        let disk = self.host.read_disk(self.model.sectors.len() as u64);
+        self.host.fault = fault;
+        self.model.crashed(&disk);
+        self.explorer.promises_changed();
+    }
+
+    /// Waits for all requests and reads the whole disk.
+    pub fn look(&mut self) {
+        while !self.host.in_flight.is_empty() {
+            self.complete_one();
+        }
+        let fault = self.host.fault.take();
+        self.model.check_content(&mut self.host, &[]);
+        self.host.fault = fault;
     }
 }

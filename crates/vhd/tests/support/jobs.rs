@@ -59,7 +59,7 @@ pub fn run(
         let running = &mut |left: &Left| check(left, State::Running);
         explorer.cut(log(host), running);
         if !host.in_flight.is_empty() {
-            let index = explorer.random().below(host.in_flight.len());
+            let index = explorer.pick(host.in_flight.len());
             host.complete(index);
         } else if let Some(want) = host.engine.want() {
             let answer = host.fulfil(want);

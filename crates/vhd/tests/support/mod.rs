@@ -19,6 +19,7 @@ pub mod batmap;
 pub mod chains;
 pub mod corrupt;
 pub mod cuts;
+pub mod disks;
 pub mod guest;
 pub mod images;
 pub mod jobs;
@@ -53,19 +54,8 @@ pub fn cases(cases: u32) -> Config {
 /// Tries a property with one input after the other until it says `false`: enough. The inputs follow from a seed, which
 /// `TAPVHD_SEED` sets; an input with which the property fails is made smaller, and both are told.
 pub fn until<S: Strategy>(strategy: S, property: impl Fn(S::Value) -> bool) {
-    let seed = std::env::var("TAPVHD_SEED")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(1_u64);
-    let mut key = [0; 32];
-    key[..8].copy_from_slice(&seed.to_le_bytes());
-    let config = Config {
-        failure_persistence: None,
-        max_shrink_iters: 2000,
-        ..Config::default()
-    };
-    let mut runner =
-        TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &key));
+    let seed = seed();
+    let mut runner = runner(seed);
     let more = Cell::new(true);
     while more.get() {
         let input = strategy.new_tree(&mut runner).expect("inputs can be made");
@@ -77,6 +67,24 @@ pub fn until<S: Strategy>(strategy: S, property: impl Fn(S::Value) -> bool) {
             panic!("TAPVHD_SEED={seed}: {error}");
         }
     }
+}
+
+/// The seed of this run: that of `TAPVHD_SEED`, or always the same.
+pub fn seed() -> u64 {
+    let given = std::env::var("TAPVHD_SEED").ok();
+    given.and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
+/// What makes the same inputs for the same seed.
+pub fn runner(seed: u64) -> TestRunner {
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&seed.to_le_bytes());
+    let config = Config {
+        failure_persistence: None,
+        max_shrink_iters: 2000,
+        ..Config::default()
+    };
+    TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &key))
 }
 
 /// Random numbers, the same for the same seed.
@@ -114,6 +122,8 @@ pub struct Host {
     /// Operations that were handed out and not carried out yet.
     pub in_flight: Vec<Op>,
     pub fault: Option<Fault>,
+    /// Bytes to which a file can grow before the disk is full.
+    pub capacity: usize,
     /// Operations that were carried out, by kind.
     pub counts: [u64; 11],
     pub finished: VecDeque<Finished>,
@@ -138,6 +148,7 @@ impl Host {
             guest: vec![0; guest_bytes],
             in_flight: Vec::new(),
             fault: None,
+            capacity: usize::MAX,
             counts: [0; 11],
             finished: VecDeque::new(),
             power: None,
@@ -166,7 +177,7 @@ impl Host {
 
     /// Carries out the operation in flight with this index and tells the engine. Returns the operation and its result.
     pub fn complete(&mut self, index: usize) -> (Op, i32) {
-        let op = self.in_flight.swap_remove(index);
+        let op = self.in_flight.remove(index);
         let fault = self.fault.as_mut().and_then(|fault| fault(&op));
         let moves = matches!(op.kind, OpKind::Read | OpKind::Write | OpKind::CopyRange);
         let result = match fault {
@@ -213,6 +224,14 @@ impl Host {
             file.resize(file.len().max(offset + bytes.len()), 0);
             file[offset..offset + bytes.len()].copy_from_slice(&bytes);
             return bytes.len() as i32;
+        }
+        let end = match op.kind {
+            OpKind::Write => offset.saturating_add(length),
+            OpKind::Truncate => offset,
+            _ => 0,
+        };
+        if end > self.capacity {
+            return -28;
         }
         let Self {
             files,

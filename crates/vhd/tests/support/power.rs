@@ -100,7 +100,12 @@ pub struct Left {
 impl Left {
     /// A host with these files.
     pub fn host(&self, guest_bytes: usize) -> Host {
-        let mut host = Host::new(self.files.clone(), guest_bytes);
+        self.host_with_cache(guest_bytes, 1 << 20)
+    }
+
+    /// The same, with a bitmap cache of this size.
+    pub fn host_with_cache(&self, guest_bytes: usize, bitmap_cache_bytes: usize) -> Host {
+        let mut host = Host::with_cache(self.files.clone(), guest_bytes, bitmap_cache_bytes);
         host.names.clone_from(&self.names);
         host
     }

@@ -1,0 +1,177 @@
+//! Small disks for a guest to work on.
+
+use proptest::prelude::*;
+use vhd::format::footer::DiskType;
+use vhd::jobs::CreateSpec;
+
+use super::Host;
+use super::batmap;
+use super::images::{self, Parent, Spec, uuid};
+
+/// Sectors of every such disk.
+pub const SECTORS: u64 = 300;
+/// Bytes.
+pub const SIZE: u64 = SECTORS * 512;
+
+/// An image, with its parents.
+#[derive(Clone, Debug)]
+pub enum Disk {
+    /// New.
+    Empty { block_size: u32 },
+    /// As another program leaves it: bits of the blocks of each image, leaf first.
+    Partial {
+        levels: Vec<Vec<u64>>,
+        block_size: u32,
+    },
+    /// The same, with a batmap in the leaf that knows some of its full blocks, or is wrong.
+    Batmap {
+        levels: Vec<Vec<u64>>,
+        known: u32,
+        wrong: bool,
+    },
+    /// The same, with so many sectors that are nobody's before each block of the leaf.
+    Gaps {
+        levels: Vec<Vec<u64>>,
+        gaps: Vec<usize>,
+    },
+    /// The same, with the leaf on a block device that has room for all blocks.
+    OnDevice { levels: Vec<Vec<u64>> },
+}
+
+impl Disk {
+    /// Any disk with this many images.
+    pub fn partial(depth: usize, block_size: u32) -> impl Strategy<Value = Self> {
+        let blocks = SIZE.div_ceil(u64::from(block_size)) as usize;
+        let bits = prop::collection::vec(any::<u64>(), blocks);
+        prop::collection::vec(bits, depth)
+            .prop_map(move |levels| Self::Partial { levels, block_size })
+    }
+
+    fn usual(levels: &[Vec<u64>]) -> Self {
+        Self::Partial {
+            levels: levels.to_vec(),
+            block_size: 8192,
+        }
+    }
+
+    /// Some of its blocks have sectors that are nobody's before them.
+    pub fn with_gaps(depth: usize) -> impl Strategy<Value = Self> {
+        let bits = prop_oneof![2 => Just(0), 1 => any::<u64>()];
+        let levels = prop::collection::vec(prop::collection::vec(bits, 18), depth);
+        let gaps = prop::collection::vec(0_usize..80, 18);
+        (levels, gaps).prop_map(|(levels, gaps)| Self::Gaps { levels, gaps })
+    }
+
+    /// Its leaf is on a block device.
+    pub fn on_device(depth: usize) -> impl Strategy<Value = Self> {
+        let bits = prop::collection::vec(any::<u64>(), 18);
+        prop::collection::vec(bits, depth).prop_map(|levels| Self::OnDevice { levels })
+    }
+
+    /// Its leaf has a batmap.
+    pub fn with_batmap(depth: usize) -> impl Strategy<Value = Self> {
+        let bits = prop_oneof![2 => Just(u64::MAX), 1 => any::<u64>()];
+        let levels = prop::collection::vec(prop::collection::vec(bits, 18), depth);
+        (levels, any::<u32>(), prop::bool::weighted(0.2)).prop_map(|(levels, known, wrong)| {
+            Self::Batmap {
+                levels,
+                known,
+                wrong,
+            }
+        })
+    }
+
+    /// The files, leaf first, and the disk's content.
+    pub fn build(&self) -> (Vec<Vec<u8>>, Vec<u8>) {
+        let mut disk = vec![0; SIZE as usize];
+        match self {
+            Self::Empty { block_size } => (vec![empty(*block_size)], disk),
+            Self::Batmap {
+                levels,
+                known,
+                wrong,
+            } => {
+                let (mut files, disk) = Self::usual(levels).build();
+                let full: Vec<u32> = (0..)
+                    .zip(&levels[0])
+                    .filter(|(block, bits)| **bits == u64::MAX && known >> block & 1 == 1)
+                    .map(|(block, _)| block)
+                    .collect();
+                files[0] = batmap::with_batmap(&files[0], &full);
+                if *wrong {
+                    batmap::change_header(&mut files[0], |header| header.checksum ^= 1);
+                }
+                (files, disk)
+            }
+            Self::Gaps { levels, gaps } => {
+                let (mut files, disk) = Self::usual(levels).build();
+                files[0] = images::with_gaps(&files[0], gaps);
+                (files, disk)
+            }
+            Self::OnDevice { levels } => {
+                let (mut files, disk) = Self::usual(levels).build();
+                files[0] = images::on_device(&files[0], 2 * SIZE as usize);
+                (files, disk)
+            }
+            Self::Partial { levels, block_size } => {
+                let mut files: Vec<Vec<u8>> = Vec::new();
+                for (index, bits) in levels.iter().enumerate().rev() {
+                    let has_parent = index + 1 < levels.len();
+                    files.push(partial(index, *block_size, bits, has_parent, &mut disk));
+                }
+                files.reverse();
+                (files, disk)
+            }
+        }
+    }
+}
+
+/// How a new disk is made.
+pub fn create_spec(disk_type: DiskType, block_size: u32) -> CreateSpec {
+    CreateSpec {
+        path: images::name(0),
+        disk_type,
+        size: SIZE,
+        block_size,
+        uuid: uuid(0),
+        now: super::NOW,
+        max_size: None,
+    }
+}
+
+fn empty(block_size: u32) -> Vec<u8> {
+    let mut host = Host::new(Vec::new(), 0);
+    host.create(create_spec(DiskType::Dynamic, block_size))
+        .expect("the image is made");
+    host.files.remove(0)
+}
+
+/// An image with partial bitmaps, its content put on top of `disk`.
+fn partial(
+    index: usize,
+    block_size: u32,
+    bits: &[u64],
+    has_parent: bool,
+    disk: &mut [u8],
+) -> Vec<u8> {
+    let blocks: Vec<(u32, u64)> = (0..)
+        .zip(bits.iter().copied())
+        .filter(|(_, bits)| bits % 4 != 0)
+        .collect();
+    let parent = has_parent.then(|| Parent {
+        uuid: uuid(index + 1),
+        locator: (*b"W2ku", images::name(index + 1)),
+    });
+    let fill = [|_| 0xa0, |_| 0xb0, |_| 0xc0, |_| 0xd0][index % 4];
+    images::build(
+        &Spec {
+            uuid: uuid(index),
+            size: SIZE,
+            block_size,
+            parent,
+            blocks: &blocks,
+            fill,
+        },
+        disk,
+    )
+}
