@@ -411,8 +411,10 @@ impl Model {
 
     /// Checks what a power cut left.
     fn check(&self, left: &Left, bad_backup: bool, work_on: bool) {
-        // A batmap that would be believed tells the truth.
-        batmap::full_blocks(&left.files[0]);
+        if !bad_backup {
+            // A batmap that would be believed tells the truth.
+            batmap::full_blocks(&left.files[0]);
+        }
         let mut host = self.host(left);
         let info = host.open(Driver::Vhd, !work_on);
         let info = info.unwrap_or_else(|error| panic!("the image does not open: {error}"));
