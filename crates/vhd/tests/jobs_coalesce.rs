@@ -7,7 +7,7 @@ use support::Host;
 use support::chains::{Chain, Level, Root, chains};
 use support::images::{self, Parent, Spec, uuid};
 use vhd::format::uuid::Uuid;
-use vhd::jobs::{CoalesceSpec, Coalesced, MapSpec, OutputSpec, RecordSpec};
+use vhd::jobs::{Child, ChildrenSpec, CoalesceSpec, Coalesced, MapSpec, OutputSpec, RecordSpec};
 use vhd::record::OpKind;
 use vhd::{Driver, JobSpec, Outcome};
 
@@ -259,6 +259,40 @@ fn too_little_space_is_noticed_before_it_begins() {
         assert!(host.files == files);
         host.free_space = estimate.space;
         coalesce(&mut host, spec).expect("it is merged");
+    }
+}
+
+#[test]
+fn children_are_told_by_what_they_say_of_their_parent() {
+    let level = |bits| Level {
+        bits: vec![bits; 40],
+        sectors: SECTORS,
+    };
+    for root in [Root::Dynamic, Root::Raw] {
+        let levels = vec![level(3), level(3), level(3)];
+        let chain = Chain { levels, root };
+        let (mut files, _) = chain.build();
+        // Siblings of the leaf and of its parent, the second without its footer at the end; and what is no VHD.
+        let mut sibling = files[1].clone();
+        sibling.truncate(sibling.len() - 512);
+        files.extend([files[0].clone(), sibling, vec![7; 4096], Vec::new()]);
+        let mut host = Host::new(files.clone(), 0);
+        let spec = ChildrenSpec {
+            path: images::name(0),
+            files: (3..9).map(images::name).collect(),
+        };
+        let outcome = host.run_job(JobSpec::Children(spec));
+        let Ok(Outcome::Children(found)) = outcome else {
+            panic!("{outcome:?}");
+        };
+        let paths: Vec<String> = found.chain.into_iter().map(|member| member.path).collect();
+        assert_eq!(paths, (0..3).map(images::name).collect::<Vec<_>>());
+        let child = |index, parent| Child {
+            path: images::name(index),
+            parent,
+        };
+        assert_eq!(found.children, [child(3, 1), child(4, 2)]);
+        assert!(host.files == files);
     }
 }
 

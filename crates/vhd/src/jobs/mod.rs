@@ -5,8 +5,8 @@
 //! steps. A job that writes is written so that it can be cut off after any operation: what it leaves is the state before
 //! it or after it, or one that the same job finishes when it is started again.
 
-mod blocks;
 mod check;
+mod children;
 mod clone;
 mod coalesce;
 mod create;
@@ -15,7 +15,6 @@ mod map;
 mod mend;
 mod modify;
 mod new_image;
-mod parents;
 mod set;
 mod snapshot;
 
@@ -35,17 +34,15 @@ use crate::open::{self, Driver, FileSpec, ImageInfo};
 use crate::target::Target;
 use crate::wants::{Access, Files};
 
-pub use blocks::{BlockTable, BlocksSpec};
 pub use check::{
     CheckReport, CheckSpec, Code, Depth, DiskFacts, Finding, Ignore, ImageReport, Severity, Stats,
     Unlisted, all_codes,
 };
+pub use children::{Child, Children, ChildrenSpec, Member};
 pub use clone::CloneSpec;
 pub use coalesce::{CoalesceSpec, Coalesced, Estimate, OutputSpec, RecordSpec};
 pub use create::CreateSpec;
-pub use info::{
-    BatDescription, BatmapDescription, ImageDescription, InfoSpec, LocatorDescription, Problem,
-};
+pub use info::{ImageDescription, InfoSpec};
 pub use map::{Map, MapExtent, MapSpec};
 pub use mend::{Left, MendSpec, Mended, Planned, UndoSpec, Undone};
 pub use modify::{ModifySpec, NewParent};
@@ -56,12 +53,12 @@ pub use snapshot::{Snapshot, SnapshotSpec};
 #[derive(Clone, Debug, Deserialize)]
 #[serde(tag = "job", rename_all = "camelCase")]
 pub enum JobSpec {
-    /// Describe an image, and its parents if that is wanted.
+    /// Describe an image and its parents.
     Info(InfoSpec),
-    /// Tell what BAT and bitmaps say.
-    Blocks(BlocksSpec),
     /// Tell where the data of a disk are.
     Map(MapSpec),
+    /// Tell the children of a chain's images.
+    Children(ChildrenSpec),
     /// Merge an image into its parent.
     Coalesce(CoalesceSpec),
     /// Look for everything that is wrong with an image and its parents.
@@ -95,10 +92,10 @@ pub enum Outcome {
     Opened(ImageInfo),
     /// The images of a chain, leaf first.
     Info(Vec<ImageDescription>),
-    /// What BAT and bitmaps say.
-    Blocks(BlockTable),
     /// Where data are.
     Map(Map),
+    /// Who has which parent.
+    Children(Children),
     /// What was merged.
     Coalesced(Coalesced),
     /// What was found.
@@ -208,6 +205,7 @@ impl Context {
             .map_err(|errno| Error::file(errno, failure).in_file(path))
     }
 
+    #[allow(dead_code)]
     /// Opens an image alone, without its parents.
     ///
     /// # Errors
@@ -273,8 +271,8 @@ impl Context {
 pub(crate) async fn run(context: Context, spec: JobSpec) -> Result<Outcome> {
     match spec {
         JobSpec::Info(spec) => info::run(&context, &spec).await.map(Outcome::Info),
-        JobSpec::Blocks(spec) => blocks::run(&context, &spec).await.map(Outcome::Blocks),
         JobSpec::Map(spec) => map::run(&context, &spec).await.map(Outcome::Map),
+        JobSpec::Children(spec) => children::run(&context, &spec).await.map(Outcome::Children),
         JobSpec::Coalesce(spec) => coalesce::run(&context, &spec).await.map(Outcome::Coalesced),
         JobSpec::Check(spec) => check::run(&context, &spec).await.map(Outcome::Checked),
         JobSpec::Mend(spec) => mend::run(&context, &spec)
