@@ -65,6 +65,17 @@ impl BatmapState {
         self.wrong.is_some()
     }
 
+    /// Makes the map `bytes` long, if the file has room for that. Returns where in the file the new part is, and its length:
+    /// it must become zeros, which leaves the checksum as it is.
+    pub(crate) fn grow(&mut self, bytes: u64) -> Option<(u64, u64)> {
+        let old = self.map.len() as u64;
+        if bytes <= old || bytes > u64::from(self.header.sectors) * 512 {
+            return None;
+        }
+        self.map.resize(bytes as usize, 0);
+        Some((self.header.offset + old, bytes - old))
+    }
+
     /// The block is no more, or another one: a bit of it in the file would be a lie.
     pub(crate) fn forget(&mut self, block: u32) {
         self.must_empty |= bitmap::is_set(&self.map, block);

@@ -14,6 +14,7 @@ use crate::core::Core;
 use crate::discard;
 use crate::error::{Error, Result, errno};
 use crate::extend::{self, sync_leaf};
+use crate::grow;
 use crate::io::{Io, until};
 use crate::jobs::{self, Context as JobContext, DiskSlot, JobSpec, Outcome, Progress};
 use crate::open::FileSpec;
@@ -128,6 +129,20 @@ impl Engine {
     fn job_context(&self) -> JobContext {
         let (io, files, disk) = (self.io.clone(), self.files.clone(), self.core.clone());
         JobContext::new(io, files, disk, self.bitmap_cache_bytes)
+    }
+
+    /// Starts the job that makes the open disk `size` bytes large, as far as its BAT has room, while it is in use.
+    pub fn grow(&mut self, size: u64) {
+        let (io, core) = (self.io.clone(), self.core());
+        self.start_job(async move {
+            let Some(core) = core else {
+                return Err(Error {
+                    errno: errno::ESHUTDOWN,
+                    ..Error::invalid("disk", "none is open")
+                });
+            };
+            grow::grow(&core, &io, size).await.map(|()| Outcome::Done)
+        });
     }
 
     /// Starts the job that closes the disk: waits for all requests, makes everything durable and puts the footer right

@@ -18,6 +18,8 @@ use std::rc::Rc;
 use crate::core::Core;
 use crate::error::{Error, Result, errno};
 use crate::format::bat;
+use crate::format::footer::Footer;
+use crate::format::geometry::Geometry;
 use crate::image::{Image, Layout};
 use crate::io::{Io, until};
 use crate::planted::{self, Bug};
@@ -420,6 +422,57 @@ async fn write_extent(io: &Io, plan: &Plan) -> Result<()> {
         .then_some((plan.end * 512, plan.footer.as_slice()));
     io.write_all("extent", plan.file, bitmaps.chain(footer))
         .await
+}
+
+/// Makes both footers say that the disk has `size` bytes, durably, each one sector; no extent moves the one at the end
+/// meanwhile.
+///
+/// # Errors
+/// An I/O error: closing writes the footers as they were.
+pub(crate) async fn replace_footer(core: &Rc<RefCell<Core>>, io: &Io, size: u64) -> Result<()> {
+    until(|| !core.borrow().allocator.extending).await;
+    let (file, at, footer, cut) = {
+        let mut core = core.borrow_mut();
+        let (file, end) = (core.leaf().file, core.allocator.end);
+        let Some(blocks) = core.leaf_blocks() else {
+            return Ok(());
+        };
+        let footer = Footer {
+            current_size: size,
+            geometry: Geometry::for_sectors(size / 512),
+            ..blocks.footer.clone()
+        };
+        // Whatever comes of this, closing has to look after the footers.
+        (blocks.needs_footer, blocks.needs_backup_footer) = (true, true);
+        let at = blocks.device_end.unwrap_or(end);
+        let cut = blocks.device_end.is_none() && blocks.stale_tail;
+        core.allocator.extending = true;
+        (file, at, footer, cut)
+    };
+    let bytes = footer.encode();
+    let outcome = async {
+        io.write("backup footer", file, 0, &bytes).await?;
+        sync_file(core, io).await?;
+        io.write("footer", file, at * 512, &bytes).await?;
+        sync_file(core, io).await?;
+        if cut {
+            io.truncate(file, (at + 1) * 512).await?;
+            sync_file(core, io).await?;
+        }
+        Ok(())
+    };
+    let outcome = outcome.await;
+    let mut core = core.borrow_mut();
+    core.allocator.extending = false;
+    core.commit.modified = true;
+    if outcome.is_ok()
+        && let Some(blocks) = core.leaf_blocks()
+    {
+        blocks.footer = footer;
+        (blocks.needs_footer, blocks.needs_backup_footer) = (false, false);
+        blocks.stale_tail &= !cut;
+    }
+    outcome
 }
 
 fn extent_made(core: &mut Core, plan: Plan) {

@@ -153,6 +153,18 @@ impl Blocks {
         self.absent
     }
 
+    /// Makes room for `count` blocks; the new ones are absent.
+    pub(crate) fn enlarge(&mut self, count: u32) {
+        if count <= self.count {
+            return;
+        }
+        let entries = (count as usize).next_multiple_of(bat::ENTRIES_PER_SECTOR);
+        self.bat.resize(entries.max(self.bat.len()), bat::UNUSED);
+        self.full.resize(count.div_ceil(64) as usize, 0);
+        self.absent += count - self.count;
+        self.count = count;
+    }
+
     /// Whether a footer or the batmap is not as it must be.
     pub(crate) fn has_fault(&self) -> bool {
         let batmap = self.batmap.as_ref();

@@ -16,6 +16,7 @@ mod engine;
 pub mod error;
 mod extend;
 pub mod format;
+mod grow;
 mod image;
 mod io;
 pub mod jobs;

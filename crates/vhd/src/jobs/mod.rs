@@ -15,6 +15,8 @@ mod map;
 mod mend;
 mod modify;
 mod new_image;
+mod repair;
+mod resize;
 mod set;
 mod snapshot;
 
@@ -46,6 +48,8 @@ pub use info::{ImageDescription, InfoSpec};
 pub use map::{Map, MapExtent, MapSpec};
 pub use mend::{Left, MendSpec, Mended, Planned, UndoSpec, Undone};
 pub use modify::{ModifySpec, NewParent};
+pub use repair::RepairSpec;
+pub use resize::ResizeSpec;
 pub use set::SetSpec;
 pub use snapshot::{Snapshot, SnapshotSpec};
 
@@ -75,6 +79,10 @@ pub enum JobSpec {
     Snapshot(SnapshotSpec),
     /// Make a copy of one image of a chain.
     Clone(CloneSpec),
+    /// Make a disk larger or smaller.
+    Resize(ResizeSpec),
+    /// Put an image's footers, header and batmap in order.
+    Repair(RepairSpec),
     /// Set blktap's flags of an image.
     Set(SetSpec),
     /// Change an image's parent or its size on the disk, or drop its data.
@@ -283,6 +291,8 @@ pub(crate) async fn run(context: Context, spec: JobSpec) -> Result<Outcome> {
         JobSpec::Create(spec) => create::run(&context, &spec).await.map(|()| Outcome::Done),
         JobSpec::Snapshot(spec) => snapshot::run(&context, &spec).await.map(Outcome::Snapshot),
         JobSpec::Clone(spec) => clone::run(&context, &spec).await.map(|()| Outcome::Done),
+        JobSpec::Resize(spec) => resize::run(&context, &spec).await.map(|()| Outcome::Done),
+        JobSpec::Repair(spec) => repair::run(&context, &spec).await.map(|()| Outcome::Done),
         JobSpec::Set(spec) => set::run(&context, &spec).await.map(|()| Outcome::Done),
         JobSpec::Modify(spec) => modify::run(&context, &spec).await.map(|()| Outcome::Done),
     }

@@ -108,7 +108,8 @@ async fn drop_data(context: &Context, metadata: &mut Metadata) -> Result<()> {
     }
     context.begin("dropping blocks", 0);
     // What the batmap calls full must be there: it goes first.
-    metadata.clear_batmap().await?;
-    metadata.drop_blocks(0).await?;
-    metadata.trim().await
+    metadata.empty_batmap().await?;
+    metadata.cut_to(0).await?;
+    metadata.trim().await?;
+    metadata.write_batmap().await
 }

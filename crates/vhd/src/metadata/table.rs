@@ -3,7 +3,7 @@
 use super::Metadata;
 use crate::error::{Error, Result, errno};
 use crate::format::bat::{self, ENTRIES_PER_SECTOR};
-use crate::format::batmap;
+use crate::format::{batmap, bitmap};
 use crate::image::{Layout, MAX_BAT_ENTRIES};
 
 /// Bytes of the BAT that are looked at together.
@@ -35,24 +35,77 @@ impl Metadata {
         })
     }
 
-    /// Makes the batmap call no block full, durably.
+    /// Makes nobody believe the batmap, durably: its header gets the checksum of an empty map. What it calls full may go then.
     ///
     /// # Errors
     /// An I/O error.
-    pub(crate) async fn clear_batmap(&mut self) -> Result<()> {
+    pub(crate) async fn empty_batmap(&mut self) -> Result<()> {
         let (Some(at), Some(mut batmap)) = (self.batmap_at(), self.batmap.clone()) else {
             return Ok(());
         };
         batmap.checksum = batmap::checksum(&[], batmap.version);
-        // Whatever a cut leaves of the map then, its checksum is wrong and nobody believes it.
+        self.write_synced("batmap", at, &batmap.encode()).await
+    }
+
+    /// Writes the batmap anew, durably, from what is known of the blocks. [`Metadata::empty_batmap`] came before.
+    ///
+    /// # Errors
+    /// An I/O error.
+    pub(crate) async fn write_batmap(&mut self) -> Result<()> {
+        let (Some(at), Some(mut batmap)) = (self.batmap_at(), self.batmap.clone()) else {
+            return Ok(());
+        };
+        let map = self.full_map(u64::from(batmap.sectors) * 512);
+        self.write_synced("batmap", batmap.offset, &map).await?;
+        let block_size = self.blocks().map_or(0, |blocks| blocks.header.block_size);
+        let counted = batmap::map_bytes(self.footer.current_size, block_size) as usize;
+        let counted = map.get(..counted).unwrap_or(&map);
+        batmap.checksum = batmap::checksum(counted, batmap.version);
         self.write_synced("batmap", at, &batmap.encode()).await?;
-        let map = vec![0; 512];
-        let sectors = (0..u64::from(batmap.sectors)).map(|sector| batmap.offset + sector * 512);
-        let pieces = sectors.map(|offset| (offset, map.as_slice()));
-        self.io.write_all("batmap", self.spec.file, pieces).await?;
-        self.io.sync(self.spec.file).await?;
         self.batmap = Some(batmap);
         Ok(())
+    }
+
+    /// A batmap of `bytes` bytes, or as many as blocks can have use for.
+    pub(super) fn full_map(&self, bytes: u64) -> Vec<u8> {
+        let mut map = vec![0; bytes.min(MAX_BAT_ENTRIES / 8) as usize];
+        if let Some(blocks) = self.blocks() {
+            for block in (0..blocks.count).filter(|block| blocks.is_full(*block)) {
+                bitmap::set_range(&mut map, block, 1);
+            }
+        }
+        map
+    }
+
+    /// Takes everything away that is behind `count` blocks, or behind the end of the disk in the last of them, and gives its
+    /// space back. The footers say a size by then for which that is nothing.
+    ///
+    /// # Errors
+    /// An I/O error, after which the job can be started again.
+    pub(crate) async fn cut_to(&mut self, count: u32) -> Result<()> {
+        let (file, mut places) = (self.spec.file, Vec::new());
+        let mut tail = None;
+        let sectors = self.footer.current_size / 512;
+        if let Some(blocks) = self.blocks() {
+            let dropped = blocks.bat.iter().skip(count as usize);
+            places.extend(dropped.copied().filter(|place| *place != bat::UNUSED));
+            let per_block = u64::from(blocks.sectors_per_block);
+            let first = sectors % per_block;
+            if let Some(place) = blocks.place_of(file, sectors.saturating_sub(1))
+                && first > 0
+            {
+                let start = place.bitmap + u64::from(blocks.bitmap_sectors) + first;
+                tail = Some((start * 512, (per_block - first) * 512));
+            }
+        }
+        self.drop_blocks(count).await?;
+        let span = self.blocks().map_or(0, |blocks| blocks.block_span()) * 512;
+        let offsets = places.iter().map(|place| u64::from(*place) * 512);
+        self.io.punch_all(file, offsets, span).await?;
+        if let Some((start, length)) = tail {
+            self.io.punch_all(file, [start].into_iter(), length).await?;
+        }
+        self.io.sync(file).await
     }
 
     /// Takes all blocks from `first` on out of the BAT, durably, also those past the end of the disk. Their places are in
@@ -112,9 +165,11 @@ impl Metadata {
         if changed {
             io.sync(file).await?;
         }
-        (first..blocks.bat.len() as u32).for_each(|block| {
+        for block in first..blocks.count {
             blocks.release(block);
-        });
+        }
+        let past_end = blocks.bat.iter_mut().skip(first.max(blocks.count) as usize);
+        past_end.for_each(|entry| *entry = bat::UNUSED);
         Ok(())
     }
 }
