@@ -1,7 +1,7 @@
 # Every target is one script in scripts/; they can be run by themselves as well.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install test lint demo bench crash fuzz interop clean
+.PHONY: help setup build install test lint demo bench crash coverage fuzz interop clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -32,6 +32,9 @@ crash: setup ## cut the power and fail operations at random, for SECONDS_TO_RUN=
 
 interop: ## compare with the original in both directions, where it is installed: BLKTAP=<prefix>
 	@scripts/interop
+
+coverage: setup ## line coverage of the engine by its own tests, with cargo-tarpaulin
+	@scripts/coverage
 
 fuzz: setup ## run the engine's fuzzers, SECONDS_EACH=30 for each
 	@scripts/fuzz

@@ -32,6 +32,11 @@ test("adds all suites up", () => {
   expect(run("rust", "unit")).toEqual({ status: 0, last: "12 passed, 0 failed" });
 });
 
+test("each fuzz target counts", () => {
+  write("fuzz", 1, "log", "  fuzzers ... 3 s\nfuzz open ... ok: Done 5 runs\nfuzz chain ... FAILED: see build\n");
+  expect(run("fuzz")).toEqual({ status: 1, last: "1 passed, 1 failed" });
+});
+
 test("a failed test in any suite fails the whole", () => {
   write("rust", 101, "log", cargo(3, 2));
   write("unit", 0, "json", vitest(5, 0));

@@ -1,7 +1,9 @@
-//! Any bytes as an image: they open or are refused, and whatever opens can be read and written.
+//! Any bytes as an image: they open or are refused, and whatever opens can be read and written. With TAPVHD_SEEDS set, writes
+//! the seeds of all targets to that folder instead.
 #![no_main]
 
 mod limit;
+mod seeds;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 mod with_checksums;
@@ -12,7 +14,7 @@ use vhd::Driver;
 use vhd::record::RequestKind;
 
 // The first byte says how; the rest is the file.
-fuzz_target!(|input: &[u8]| {
+fuzz_target!(init: write_seeds(), |input: &[u8]| {
     let Some((how, file)) = input.split_first() else {
         return;
     };
@@ -43,3 +45,10 @@ fuzz_target!(|input: &[u8]| {
     host.request(RequestKind::Flush, 0, 0, 0);
     let _ = host.close();
 });
+
+fn write_seeds() {
+    if let Some(folder) = std::env::var_os("TAPVHD_SEEDS") {
+        seeds::write(folder.as_ref()).expect("the seeds can be written");
+        std::process::exit(0);
+    }
+}

@@ -1,12 +1,9 @@
-//! Writes the images with which the fuzzers begin: `seeds FOLDER`, one folder in there for each target.
-
-#[path = "../tests/support/mod.rs"]
-mod support;
+//! The images with which the fuzzers begin.
 
 use std::path::Path;
-use std::{env, fs, io};
+use std::{fs, io};
 
-use support::images::{self, Parent, Spec, uuid};
+use super::support::images::{self, Parent, Spec, uuid};
 use vhd::format::footer::{DiskType, Footer};
 
 const SIZE: u64 = 64 << 10;
@@ -23,11 +20,8 @@ fn image(index: usize, block_size: u32, blocks: &[(u32, u64)], parent: Option<Pa
     images::build(&spec, &mut vec![0; SIZE as usize])
 }
 
-fn main() -> io::Result<()> {
-    let folder = env::args_os()
-        .nth(1)
-        .ok_or_else(|| io::Error::other("usage: seeds FOLDER"))?;
-    let folder = Path::new(&folder);
+/// Writes them to folders in `folder`, one for each target that has some.
+pub fn write(folder: &Path) -> io::Result<()> {
     let partial = [(3, 0xf0f0), (0, u64::MAX), (1, 0)];
     let mut fixed = vec![7; 8192];
     fixed.extend(Footer::new(DiskType::Fixed, 8192, uuid(0), 7).encode());
