@@ -63,6 +63,10 @@ export class RunningProgram {
     });
   }
 
+  get stdout(): string {
+    return this.#stdout;
+  }
+
   get stderr(): string {
     return this.#stderr;
   }
