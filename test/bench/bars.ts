@@ -1,15 +1,21 @@
 /** What has to be reached. */
 
-import { type CacheMode, type CaseResult, rates } from "./results.ts";
+import { type CacheMode, type CaseResult, type Measurement, measured } from "./results.ts";
 import { ratios, type Spread } from "./statistics.ts";
+
+/** What of the contenders is compared. */
+export type Figure = "rate" | "cpu";
 
 export interface Bar {
   readonly case: string;
   readonly mode: CacheMode;
   readonly contender: string;
+  readonly figure: Figure;
   /** The best of these in each round. */
   readonly than: readonly string[];
-  readonly least: number;
+  /** The ratio must be at least, or at most, this. */
+  readonly least?: number;
+  readonly most?: number;
 }
 
 export interface Judgement {
@@ -19,36 +25,70 @@ export interface Judgement {
   readonly met: boolean;
 }
 
-const DEPTH_32 = ["randread-4k-d32", "randwrite-4k-d32"] as const;
+const READ = "randread-4k-d";
+const WRITE = "randwrite-4k-d";
+const NBD_BEST = ["nbdkit-file", "nbdkit-memory", "qemu-raw"] as const;
 
-function buffered(contender: string, than: readonly string[], least: number): Bar[] {
-  return DEPTH_32.map((name) => ({ case: name, mode: "buffered", contender, than, least }));
+function atLeast(mode: CacheMode, contender: string, least: number, than: readonly string[], ...cases: string[]) {
+  return cases.map((name): Bar => ({ case: name, mode, contender, figure: "rate", than, least }));
 }
 
 export const allBars: readonly Bar[] = [
-  ...buffered("ours-ring", ["raw"], 0.7),
-  ...buffered("ours-nbd", ["qemu-raw"], 1.5),
-  ...buffered("ours-nbd", ["nbdkit-file"], 1),
+  ...atLeast("direct", "ours-ring", 0.95, ["raw"], `${READ}32`, `${WRITE}32`),
+  ...atLeast("buffered", "ours-ring", 1, ["raw"], `${READ}32`, `${WRITE}32`),
+  ...atLeast("direct", "ours-ring", 0.85, ["raw"], `${READ}1`, `${WRITE}1`),
+  ...atLeast("buffered", "ours-ring", 0.85, ["raw"], `${READ}1`, `${WRITE}1`),
+  ...atLeast("buffered", "ours-nbd", 1.5, NBD_BEST, `${READ}32`, `${WRITE}32`),
+  ...atLeast("buffered", "ours-nbd", 1.2, NBD_BEST, `${READ}1`, `${WRITE}1`),
+  ...atLeast("direct", "ours-nbd", 1.2, ["qemu-raw"], `${READ}32`, `${WRITE}32`),
+  ...atLeast("direct", "ours-nbd", 2, ["blktap"], `${READ}32`, `${WRITE}32`),
+  ...atLeast("buffered", "ours-nbd", 1, ["nbdkit-file"], "firstwrite-4k-d32"),
+  ...atLeast("direct", "ours-nbd", 5, ["blktap"], "firstwrite-4k-d32"),
+  ...atLeast("buffered", "ours-chain-30", 0.9, ["ours-ring"], `${READ}32`),
+  ...atLeast("buffered", "ours-nbd", 0.9, ["nbdkit-file"], "read-1m-d4", "write-1m-d4"),
+  ...[READ, WRITE].map(
+    (name): Bar => ({
+      case: `${name}32`,
+      mode: "buffered",
+      contender: "ours-nbd",
+      figure: "cpu",
+      than: ["nbdkit-file"],
+      most: 0.8,
+    }),
+  ),
 ];
+
+const figures: Readonly<Record<Figure, (measurement: Measurement) => number>> = {
+  rate: ({ perSecond }) => perSecond,
+  cpu: ({ cpuMicroseconds }) => cpuMicroseconds,
+};
 
 /** Judges those bars whose cases were run, by the median of the rounds' ratios. */
 export function judge(bars: readonly Bar[], results: readonly CaseResult[]): Judgement[] {
   return bars.flatMap((bar) => {
     const result = results.find((one) => one.case === bar.case && one.mode === bar.mode);
-    if (result === undefined) {
+    if (result === undefined || !present(bar, result)) {
       return [];
     }
-    const ratio = ratios(rates(result, bar.contender), bestOf(result, bar.than));
-    return [{ bar, ratio, met: ratio !== undefined && ratio.median >= bar.least }];
+    const figure = figures[bar.figure];
+    const ratio = ratios(measured(result, bar.contender, figure), bestOf(bar, result));
+    const { least = 0, most = Number.POSITIVE_INFINITY } = bar;
+    return [{ bar, ratio, met: ratio !== undefined && ratio.median >= least && ratio.median <= most }];
   });
 }
 
-/** The highest rate in each round; none in a round that one of them failed. */
-function bestOf(result: CaseResult, contenders: readonly string[]): (number | undefined)[] {
-  const all = contenders.map((contender) => rates(result, contender));
+/** Whether all of them took part. Who isn't installed, or wasn't wanted, is no failure. */
+function present(bar: Bar, result: CaseResult): boolean {
+  return [bar.contender, ...bar.than].every((name) => result.outcomes[name] !== undefined);
+}
+
+/** The best figure in each round; none in a round that one of them failed. */
+function bestOf(bar: Bar, result: CaseResult): (number | undefined)[] {
+  const all = bar.than.map((contender) => measured(result, contender, figures[bar.figure]));
+  const best = bar.figure === "rate" ? Math.max : Math.min;
   const [first = []] = all;
   return first.map((_, round) => {
     const inRound = all.map((series) => series[round]);
-    return inRound.some((rate) => rate === undefined) ? undefined : Math.max(...inRound.map(Number));
+    return inRound.some((value) => value === undefined) ? undefined : best(...inRound.map(Number));
   });
 }

@@ -28,6 +28,9 @@ export interface Report {
 
 const PATIENCE_MS = 60_000;
 
+/** A guest whose idle loop polls, as all do that were told that a halt is expensive. */
+const RING_POLL_MICROSECONDS = 1000;
+
 /**
  * Makes load on a disk.
  * @throws an error that says what went wrong.
@@ -61,8 +64,9 @@ function fioCommand(endpoint: Exclude<Endpoint, { kind: "ring" }>, load: Load): 
       `--bs=${load.case.blockBytes}`,
       `--iodepth=${load.case.depth}`,
       `--size=${load.diskBytes}`,
-      `--runtime=${Math.round(load.seconds * 1000)}ms`,
-      "--time_based",
+      // Trimming is over when everything is trimmed.
+      ...(load.case.pattern === "trim" ? [] : [`--runtime=${Math.round(load.seconds * 1000)}ms`, "--time_based"]),
+      ...(load.case.flushEach ? ["--fsync=1"] : []),
       "--thread",
       "--norandommap",
       "--randrepeat=1",
@@ -82,6 +86,7 @@ function ringCommand(socket: string, load: Load, program: string): Command {
     seconds: load.seconds,
     span: load.diskBytes,
     seed: load.seed,
+    "poll-us": RING_POLL_MICROSECONDS,
   };
   return { program, args: ["bench", ...Object.entries(options).flatMap(([name, value]) => [`--${name}`, `${value}`])] };
 }
@@ -98,6 +103,7 @@ const fioReport = z.object({
       error: z.number(),
       read: direction,
       write: direction,
+      trim: direction.optional(),
     }),
   ]),
 });
@@ -109,7 +115,8 @@ export function parseFioReport(text: string): Report {
   if (job.error !== 0) {
     throw new Error(`fio: error ${job.error}`);
   }
-  const { total_ios, runtime, clat_ns } = job.read.total_ios > 0 ? job.read : job.write;
+  const used = [job.read, job.write, job.trim].find((one) => one !== undefined && one.total_ios > 0);
+  const { total_ios, runtime, clat_ns } = used ?? job.read;
   const microseconds = (name: string) => (clat_ns.percentile[name] ?? Number.NaN) / 1000;
   return checked("fio", {
     operations: total_ios,

@@ -6,6 +6,7 @@ import { connect } from "node:net";
 import { basename, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { startBlktap } from "./blktap.ts";
+import type { Case } from "./cases.ts";
 import type { Endpoint } from "./clients.ts";
 import { type Command, Program, run } from "./processes.ts";
 import type { CacheMode } from "./results.ts";
@@ -43,6 +44,8 @@ export interface ContenderKind {
   /** Whether it takes part in cases that begin with an empty image. */
   readonly fresh: boolean;
   readonly needsBlktap: boolean;
+  /** Images in the chain, if it is more than one. */
+  readonly chain?: number;
   start(site: Site): Promise<Service>;
 }
 
@@ -79,6 +82,15 @@ export const contenderKinds: readonly ContenderKind[] = [
       }
       return service;
     },
+  },
+  {
+    name: "nbdkit-null",
+    title: "nbdkit null",
+    format: "none",
+    modes: ["buffered"],
+    fresh: false,
+    needsBlktap: false,
+    start: (site) => startNbd(site, nbdkit(site, ["null", `size=${site.diskBytes}`])),
   },
   {
     name: "nbdkit-file",
@@ -136,7 +148,39 @@ export const contenderKinds: readonly ContenderKind[] = [
     needsBlktap: false,
     start: (site) => startTapdisk(site, "ring"),
   },
+  ...[2, 8, 30].map(
+    (chain): ContenderKind => ({
+      name: `ours-chain-${chain}`,
+      title: `ours, ring, chain of ${chain}`,
+      format: "vhd",
+      modes: ["buffered"],
+      fresh: false,
+      needsBlktap: false,
+      chain,
+      start: (site) => startTapdisk(site, "ring"),
+    }),
+  ),
 ];
+
+/** Whether a contender can do what a case wants. */
+export function takesPart(kind: ContenderKind, one: Case, mode: CacheMode): boolean {
+  if (!kind.modes.includes(mode) || !one.modes.includes(mode) || (one.fresh && !kind.fresh)) {
+    return false;
+  }
+  if (kind.chain !== undefined) {
+    return one.pattern === "randread" && one.blockBytes === 4096;
+  }
+  const ring = kind.name === "ours-ring";
+  if (one.pattern === "trim") {
+    // fio trims block devices and NBD disks, not files; the original doesn't take it.
+    return !ring && !["raw", "blktap", "nbdkit-null"].includes(kind.name);
+  }
+  if (one.flushEach) {
+    return !ring && kind.name !== "blktap";
+  }
+  // Its client brings one ring, which has 32 entries.
+  return !(ring && one.depth > 32);
+}
 
 function nbdkit({ socket }: Site, plugin: readonly string[]): Command {
   return { program: "nbdkit", args: ["--foreground", "--exit-with-parent", "--unix", socket, ...plugin] };

@@ -23,8 +23,13 @@ export function history(previous: string, run: Run): string {
 }
 
 function entry(run: Run): string {
-  const ratios = judge(allBars, run.results).map(({ ratio }) =>
-    ratio === undefined ? "failed" : digits(ratio.median),
-  );
+  const judgements = judge(allBars, run.results);
+  const ratios = allBars.map((bar) => {
+    const judgement = judgements.find((one) => one.bar === bar);
+    if (judgement === undefined) {
+      return "–";
+    }
+    return judgement.ratio === undefined ? "failed" : digits(judgement.ratio.median);
+  });
   return `- ${run.started.slice(0, 10)}, ${run.commit}, ${run.machine.cpu}: ${ratios.join(", ")}`;
 }

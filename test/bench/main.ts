@@ -6,20 +6,24 @@
 import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import type { Case } from "./cases.ts";
-import type { ContenderKind } from "./contenders.ts";
+import { type ContenderKind, takesPart } from "./contenders.ts";
 import { history } from "./history.ts";
 import { busyShare, describeCommit, describeMachine, keepAwake, watchStolen } from "./machine.ts";
 import { digits } from "./markdown.ts";
 import { type Options, parseOptions } from "./options.ts";
+import { plot } from "./plot.ts";
+import { probe } from "./probes.ts";
 import { killAll } from "./processes.ts";
 import { report } from "./report.ts";
 import { type CacheMode, type CaseResult, isMeasurement, type Outcome, type Run } from "./results.ts";
-import { makeScratch } from "./scratch.ts";
+import { makeScratch, type Scratch } from "./scratch.ts";
 import { Session } from "./session.ts";
+import { addSitting } from "./sittings.ts";
 
 const ROOT = resolve(import.meta.dirname, "../..");
 const OUTPUT = join(ROOT, "build/bench");
 const RESULTS = join(import.meta.dirname, "RESULTS.md");
+const PLOT = join(import.meta.dirname, "results.svg");
 
 async function main(): Promise<void> {
   await mkdir(OUTPUT, { recursive: true });
@@ -38,30 +42,36 @@ async function main(): Promise<void> {
     if (scratch?.reason !== undefined) {
       say(`first writes go to the machine's own file system: ${scratch.reason}`);
     }
-    await keep(await bench(options, folder, scratch?.folder ?? folder));
+    const place = scratch ?? { folder, reason: undefined, enter: async () => {}, remove: async () => {} };
+    const run = await bench(options, folder, place);
+    const sitting = options.sitting && join(OUTPUT, `${options.sitting}.json`);
+    await keep(sitting === undefined ? run : await addSitting(sitting, run));
   } finally {
     await cleanUp();
   }
 }
 
-async function bench(options: Options, folder: string, scratch: string): Promise<Run> {
+async function bench(options: Options, folder: string, scratch: Scratch): Promise<Run> {
   const started = new Date();
   const [machine, commit, busyBefore] = [await describeMachine(folder), await describeCommit(), await busyShare()];
   say(`${machine.cpu}, ${machine.cores} cores; busy: ${Math.round(100 * busyBefore)} %`);
   say("making the disks");
-  const session = new Session(options, folder, scratch, join(ROOT, "build/bin"));
+  const session = new Session(options, folder, scratch.folder, join(ROOT, "build/bin"));
   await session.prepare();
   const stolen = await watchStolen();
   const sleep = await keepAwake();
   const results: CaseResult[] = [];
   for (const mode of options.modes) {
     await session.enter(mode);
-    for (const one of options.cases) {
+    await scratch.enter(mode);
+    for (const one of options.cases.filter(({ modes }) => modes.includes(mode))) {
       results.push(await runCase(session, one, mode, options));
     }
   }
-  await sleep();
   await session.stop();
+  say("starting, seven times");
+  const probes = await probe(folder, join(ROOT, "build/bin"));
+  await sleep();
   return {
     started: started.toISOString(),
     minutes: (Date.now() - started.getTime()) / 60_000,
@@ -73,11 +83,12 @@ async function bench(options: Options, folder: string, scratch: string): Promise
     diskBytes: options.diskBytes,
     complete: options.complete,
     results,
+    probes,
   };
 }
 
 async function runCase(session: Session, one: Case, mode: CacheMode, options: Options): Promise<CaseResult> {
-  const kinds = options.contenders.filter((kind) => kind.modes.includes(mode) && (kind.fresh || !one.fresh));
+  const kinds = options.contenders.filter((kind) => takesPart(kind, one, mode));
   say(`${one.title}, ${mode}`);
   await session.settle(one, kinds);
   const outcomes: Record<string, Outcome[]> = Object.fromEntries(kinds.map(({ name }) => [name, []]));
@@ -112,10 +123,12 @@ async function keep(run: Run): Promise<void> {
   const name = `${run.started.slice(0, 19).replaceAll(":", "")}.json`;
   await writeFile(join(OUTPUT, name), `${JSON.stringify(run, undefined, 2)}\n`);
   await writeFile(join(OUTPUT, "latest.md"), text);
+  await writeFile(join(OUTPUT, "results.svg"), plot(run));
   say(`figures: ${join(OUTPUT, name)}`);
   if (run.complete) {
     const previous = await readFile(RESULTS, "utf8").catch(() => "");
     await writeFile(RESULTS, `${text}\n${history(previous, run)}\n`);
+    await writeFile(PLOT, plot(run));
     say(`report: ${RESULTS}`);
   }
 }

@@ -4,22 +4,33 @@ import { parseOptions } from "./options.ts";
 
 const names = (all: readonly { readonly name: string }[]) => all.map(({ name }) => name);
 
-test("everything runs by default, but the original only where it is installed", () => {
+test("what bars need runs by default, but the original only where it is installed", () => {
   const options = parseOptions({}, "/tmp");
-  expect(options.cases).toEqual(allCases);
+  expect(options.cases).toEqual(allCases.filter(({ core }) => core));
   expect(names(options.contenders)).not.toContain("blktap");
-  expect(options).toMatchObject({ modes: ["buffered"], rounds: 3, seconds: 1, folder: "/tmp", complete: true });
+  expect(options).toMatchObject({
+    modes: ["buffered", "direct"],
+    rounds: 3,
+    seconds: 1,
+    folder: "/tmp",
+    complete: true,
+  });
   expect(names(parseOptions({ BLKTAP: "/opt/blktap" }, "/tmp").contenders)).toContain("blktap");
 });
 
 test("cases are chosen by parts of their names", () => {
-  const options = parseOptions({ CASES: "randread, write-1m", ROUNDS: "5", SECONDS: "0.5" }, "/tmp");
-  expect(names(options.cases)).toEqual(["randread-4k-d1", "randread-4k-d32", "write-1m-d4"]);
+  const options = parseOptions(
+    { CASES: "randread-4k-d1, randread-4k-d32, write-1m", ROUNDS: "5", SECONDS: "0.5" },
+    "/tmp",
+  );
+  expect(names(options.cases)).toEqual(["randread-4k-d1", "randread-4k-d32", "write-1m-d4", "firstwrite-1m-d4"]);
   expect(options).toMatchObject({ rounds: 5, seconds: 0.5, complete: false });
 });
 
 test("a whole name means only that one", () => {
-  expect(names(parseOptions({ CONTENDERS: "raw ours" }, "/tmp").contenders)).toEqual(["raw", "ours-nbd", "ours-ring"]);
+  const { contenders, cases } = parseOptions({ CONTENDERS: "raw ours-nbd", CASES: "all" }, "/tmp");
+  expect(names(contenders)).toEqual(["raw", "ours-nbd"]);
+  expect(cases).toEqual(allCases);
 });
 
 test("a run that leaves something out is not complete", () => {
@@ -32,7 +43,7 @@ test("a run that leaves something out is not complete", () => {
   ]) {
     expect(parseOptions(variables, "/tmp").complete).toBe(false);
   }
-  expect(parseOptions({ MODES: "buffered direct", SECONDS: "4" }, "/tmp").complete).toBe(true);
+  expect(parseOptions({ CASES: "all", MODES: "buffered direct", SECONDS: "4" }, "/tmp").complete).toBe(true);
 });
 
 test("what can't be understood is named", () => {

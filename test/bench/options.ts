@@ -15,6 +15,8 @@ export interface Options {
   readonly folder: string;
   /** Where the original tapdisk is installed. */
   readonly blktap: string | undefined;
+  /** The name under which several runs add up to one; nothing for a run of its own. */
+  readonly sitting: string | undefined;
   /** Whether nothing is left out that runs by default. */
   readonly complete: boolean;
 }
@@ -22,19 +24,22 @@ export interface Options {
 const MIB = 1 << 20;
 const DEFAULT_ROUNDS = 3;
 const DEFAULT_SECONDS = 1;
-const DEFAULT_DISK_MIB = 1024;
+const DEFAULT_DISK_MIB = 256;
 
 /** The ones that a word means: the one with that name, or those whose name contains it. */
 function meant<T extends { readonly name: string }>(all: readonly T[], word: string): T[] {
+  if (word === "all") {
+    return [...all];
+  }
   const exact = all.filter(({ name }) => name === word);
   return exact.length > 0 ? exact : all.filter(({ name }) => name.includes(word));
 }
 
-/** Those of `all` that one of the words means; all when there are no words. */
-function selection<T extends { readonly name: string }>(all: readonly T[], fallback = "") {
+/** Those of `all` that one of the words means, all for `all`; without words `standard`. */
+function selection<T extends { readonly name: string }>(all: readonly T[], standard: readonly T[] = all) {
   return z
     .string()
-    .default(fallback)
+    .default("")
     .transform((text, context) => {
       const words = text.split(/[\s,]+/).filter((word) => word !== "");
       const unknown = words.find((word) => meant(all, word).length === 0);
@@ -43,7 +48,7 @@ function selection<T extends { readonly name: string }>(all: readonly T[], fallb
         context.addIssue({ code: "custom", message: `there is no '${unknown}' among ${names}` });
         return z.NEVER;
       }
-      return words.length === 0 ? all : all.filter((one) => words.some((word) => meant(all, word).includes(one)));
+      return words.length === 0 ? standard : all.filter((one) => words.some((word) => meant(all, word).includes(one)));
     });
 }
 
@@ -59,13 +64,16 @@ function number(fallback: number, minimum: number, maximum: number) {
 
 const modes: readonly { readonly name: CacheMode }[] = [{ name: "buffered" }, { name: "direct" }];
 
+const coreCases = allCases.filter(({ core }) => core);
+
 const environment = z.object({
-  CASES: selection(allCases),
+  CASES: selection(allCases, coreCases),
   CONTENDERS: selection(contenderKinds),
-  MODES: selection(modes, "buffered"),
+  MODES: selection(modes),
   ROUNDS: number(DEFAULT_ROUNDS, 1, 1000).pipe(z.int()),
   SECONDS: number(DEFAULT_SECONDS, 0.1, 3600),
   DISK_MIB: number(DEFAULT_DISK_MIB, 64, 1 << 20).pipe(z.int()),
+  SITTING: z.string().default(""),
   BENCH_DIR: z.string().default(""),
   BLKTAP: z.string().default(""),
 });
@@ -91,10 +99,11 @@ export function parseOptions(variables: Readonly<Record<string, string | undefin
     diskBytes: given.DISK_MIB * MIB,
     folder: given.BENCH_DIR === "" ? folder : given.BENCH_DIR,
     blktap,
+    sitting: given.SITTING === "" ? undefined : given.SITTING,
     complete:
-      given.CASES.length === allCases.length &&
+      coreCases.every((one) => given.CASES.includes(one)) &&
       given.CONTENDERS.length === contenderKinds.length &&
-      given.MODES.some(({ name }) => name === "buffered") &&
+      given.MODES.length === modes.length &&
       given.ROUNDS >= DEFAULT_ROUNDS &&
       given.SECONDS >= DEFAULT_SECONDS &&
       given.DISK_MIB >= DEFAULT_DISK_MIB,

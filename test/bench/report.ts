@@ -4,7 +4,8 @@ import { allBars, type Judgement, judge } from "./bars.ts";
 import { allCases, type Case } from "./cases.ts";
 import { contenderKinds } from "./contenders.ts";
 import { digits, table } from "./markdown.ts";
-import { type CacheMode, type CaseResult, isMeasurement, measured, type Run, rates } from "./results.ts";
+import { probeKinds } from "./probes.ts";
+import { type CacheMode, type CaseResult, isMeasurement, measured, type Probe, type Run, rates } from "./results.ts";
 import { ratios, type Spread, spread } from "./statistics.ts";
 
 const LIMIT = "raw";
@@ -25,6 +26,8 @@ export function report(run: Run): string {
     ...heading(run),
     "## Bars",
     judgementTable(judge(allBars, run.results)),
+    ...probeTable(run.probes),
+    "![Operations per second](results.svg)",
     ...modes.flatMap((mode) =>
       modeSection(
         mode,
@@ -51,26 +54,39 @@ function heading(run: Run): string[] {
 
 function judgementTable(judgements: readonly Judgement[]): string {
   const rows = judgements.map(({ bar, ratio, met }) => [
-    `${titleOf(bar.contender)}, ${caseTitle(bar.case)}, ${bar.mode}`,
-    bar.than.map(titleOf).join(", "),
-    `≥ ${bar.least.toFixed(2)}`,
+    `${titleOf(bar.contender)}, ${caseTitle(bar.case)}, ${bar.mode}${bar.figure === "cpu" ? ": CPU time" : ""}`,
+    `${bar.than.length > 1 ? "best of " : ""}${bar.than.map(titleOf).join(", ")}`,
+    bar.most === undefined ? `≥ ${(bar.least ?? 0).toFixed(2)}` : `≤ ${bar.most.toFixed(2)}`,
     range(ratio) ?? FAILED,
     met ? "met" : "**not met**",
   ]);
   return rows.length === 0 ? "None of their cases was run." : table(["", "of", "bar", "reached", ""], rows);
 }
 
+function probeTable(probes: readonly Probe[]): string[] {
+  const rows = probeKinds.flatMap(({ name, title, unit, most }) => {
+    const values = spread(probes.find((one) => one.name === name)?.values ?? []);
+    if (values === undefined) {
+      return [];
+    }
+    const verdict = most === undefined ? "" : values.median <= most ? "met" : "**not met**";
+    return [[title, most === undefined ? NONE : `≤ ${most} ${unit}`, `${range(values)} ${unit}`, verdict]];
+  });
+  return rows.length === 0 ? [] : [table(["ours", "bar", "reached", ""], rows)];
+}
+
 function modeSection(mode: CacheMode, results: readonly CaseResult[]): string[] {
   const present = contenderKinds.filter(({ name }) => results.some(({ outcomes }) => outcomes[name] !== undefined));
   const names = present.map(({ name }) => name);
   const ours = OURS.filter((name) => names.includes(name));
+  const others = names.filter((name) => !name.startsWith("ours-chain"));
   return [
     `## ${modeTitles[mode]}`,
     ...ours.flatMap((name) => [
       `${titleOf(name)} as a multiple of the others' operations per second:`,
       ratioTable(
         results,
-        names.filter((other) => other !== name),
+        others.filter((other) => other !== name),
         (result, other) => quotient(result, name, other),
       ),
     ]),
@@ -79,7 +95,7 @@ function modeSection(mode: CacheMode, results: readonly CaseResult[]): string[] 
           `Each as a share of the ${titleOf(LIMIT)}:`,
           ratioTable(
             results,
-            names.filter((name) => name !== LIMIT),
+            others.filter((name) => name !== LIMIT),
             (result, name) => quotient(result, name, LIMIT),
           ),
         ]

@@ -36,6 +36,12 @@ export interface CaseResult {
   readonly outcomes: Readonly<Record<string, readonly Outcome[]>>;
 }
 
+/** Something that was measured by itself, several times. */
+export interface Probe {
+  readonly name: string;
+  readonly values: readonly number[];
+}
+
 export interface Machine {
   readonly cpu: string;
   readonly cores: number;
@@ -67,6 +73,7 @@ export interface Run {
   /** Whether nothing was left out that runs by default. */
   readonly complete: boolean;
   readonly results: readonly CaseResult[];
+  readonly probes: readonly Probe[];
 }
 
 export function isMeasurement(outcome: Outcome): outcome is Measurement {

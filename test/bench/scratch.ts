@@ -7,6 +7,7 @@ import { mkdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { run } from "./processes.ts";
+import type { CacheMode } from "./results.ts";
 
 const SIZE = "16G";
 const UNMOUNT_ATTEMPTS = 50;
@@ -14,6 +15,8 @@ const UNMOUNT_PAUSE_MS = 100;
 
 export interface Scratch {
   readonly folder: string;
+  /** Makes writes around its cache go to where this mode sends them. */
+  enter(mode: CacheMode): Promise<void>;
   /** Why it is an ordinary folder; nothing when it is a file system. */
   readonly reason: string | undefined;
   remove(): Promise<void>;
@@ -39,10 +42,25 @@ export async function makeScratch(parent: string): Promise<Scratch> {
     undo.push(() => run({ program: "losetup", args: ["--detach", device] }));
     await run({ program: "mount", args: ["-t", "ext4", "-o", "nodiscard,noinit_itable", device, folder] });
     undo.push(() => unmount(folder));
-    return { folder, reason: undefined, remove };
+    return {
+      folder,
+      reason: undefined,
+      enter: async (mode) => {
+        // Direct writes into a file that was never written take a commit of the machine's journal each: no measure of who
+        // serves. Then its device is in the page cache.
+        const through = mode === "direct" ? "off" : "on";
+        await run({ program: "losetup", args: [`--direct-io=${through}`, device] });
+      },
+      remove,
+    };
   } catch (error) {
     await remove();
-    return { folder, reason: error instanceof Error ? error.message : String(error), remove: async () => {} };
+    return {
+      folder,
+      reason: error instanceof Error ? error.message : String(error),
+      enter: async () => {},
+      remove: async () => {},
+    };
   }
 }
 

@@ -3,15 +3,17 @@
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import type { Case } from "./cases.ts";
+import { chainFiles, makeChain } from "./chains.ts";
 import { type Endpoint, type Load, measure } from "./clients.ts";
 import { type ContenderKind, imageName, type Service, type Site } from "./contenders.ts";
-import { clean, cool, copyImage, diskBytes, emptyImage, warm, writeContent } from "./images.ts";
+import { clean, cool, copyFile, diskBytes, emptyImage, FRESH_BYTES, makeVhd, warm, writeContent } from "./images.ts";
 import type { Options } from "./options.ts";
 import { cpuSeconds, endedCpuSeconds, residentBytes, run } from "./processes.ts";
 import type { CacheMode, Measurement, Outcome } from "./results.ts";
 
 /** The first runs of a program are not like the later ones: just-in-time compilers, memory that is touched first. */
 const WARM_UP_SECONDS = 0.5;
+const FILLING_SECONDS = 3;
 
 const WARM_UP: Case = {
   name: "warm-up",
@@ -20,7 +22,13 @@ const WARM_UP: Case = {
   blockBytes: 4096,
   depth: 32,
   fresh: false,
+  flushEach: false,
+  modes: ["buffered", "direct"],
+  core: false,
 };
+
+/** What fills a disk before it is trimmed. */
+const FILLING: Case = { ...WARM_UP, name: "filling", title: "filling", pattern: "write", blockBytes: 1 << 20 };
 
 export class Session {
   readonly #options: Options;
@@ -42,12 +50,21 @@ export class Session {
   /** Makes the disks, with equal content. */
   async prepare(): Promise<void> {
     await writeContent(this.#content, this.#options.diskBytes);
+    const vhd = join(this.#folder, "content.vhd");
+    if (this.#options.contenders.some(({ format }) => format === "vhd")) {
+      await makeVhd(this.#content, vhd, this.#options.diskBytes, this.#commands);
+    }
     for (const kind of this.#options.contenders) {
+      if (kind.chain !== undefined) {
+        await makeChain(this.#content, this.#image(kind), kind.chain, this.#options.diskBytes);
+      } else if (kind.format !== "none") {
+        await copyFile(kind.format === "vhd" ? vhd : this.#content, this.#image(kind));
+      }
       if (kind.format !== "none") {
-        await copyImage(this.#content, this.#image(kind), kind.format);
         await clean(this.#image(kind));
       }
     }
+    await rm(vhd, { force: true });
   }
 
   /** Makes a cache mode hold for all runs that follow. */
@@ -66,7 +83,7 @@ export class Session {
     if (this.#mode === "buffered" && !one.fresh) {
       for (const kind of kinds) {
         if (kind.format !== "none") {
-          await warm(this.#image(kind));
+          await Promise.all(chainFiles(this.#image(kind), kind.chain).map(warm));
         }
       }
     }
@@ -85,8 +102,12 @@ export class Session {
       if (one.fresh) {
         return await this.#measureFresh(kind, load);
       }
-      const measurement = await this.#load(await this.#service(kind), load);
-      if (one.pattern.endsWith("write") && kind.format !== "none") {
+      const service = await this.#service(kind);
+      if (one.pattern === "trim") {
+        await measure(service.endpoint, { ...load, case: FILLING, seconds: FILLING_SECONDS }, this.#ringClient);
+      }
+      const measurement = await this.#load(service, load);
+      if (!one.pattern.endsWith("read") && kind.format !== "none") {
         await clean(this.#image(kind));
       }
       return measurement;
@@ -100,6 +121,10 @@ export class Session {
     const services = [...this.#services.values()];
     this.#services.clear();
     await Promise.all(services.map((service) => service.stop(false)));
+  }
+
+  get #ringClient(): string {
+    return join(this.#commands, "ring-client");
   }
 
   get #content(): string {
@@ -138,7 +163,7 @@ export class Session {
   async #measureFresh(kind: ContenderKind, load: Load): Promise<Measurement> {
     const image = join(this.#scratch, imageName(kind));
     try {
-      await emptyImage(image, kind.format === "vhd" ? "vhd" : "raw");
+      await emptyImage(image, kind.format === "vhd" ? "vhd" : "raw", FRESH_BYTES);
       const service = await kind.start(this.#site(kind, image, true));
       try {
         // Reading allocates nothing.
@@ -156,7 +181,7 @@ export class Session {
 
   async #warmUp(endpoint: Endpoint, bytes: number): Promise<void> {
     const load: Load = { case: WARM_UP, mode: this.#mode, seconds: WARM_UP_SECONDS, diskBytes: bytes, seed: 0 };
-    await measure(endpoint, load, join(this.#commands, "ring-client"));
+    await measure(endpoint, load, this.#ringClient);
   }
 
   async #load(service: Service, load: Load): Promise<Measurement> {
@@ -164,7 +189,7 @@ export class Session {
     // Not what fio says of itself: it leaves out the kernel's threads that work for it.
     const used = pid === undefined ? endedCpuSeconds : () => cpuSeconds(pid);
     const before = used();
-    const report = await measure(service.endpoint, load, join(this.#commands, "ring-client"));
+    const report = await measure(service.endpoint, load, this.#ringClient);
     const cpu = used() - before;
     const perSecond = report.operations / report.seconds;
     return {
