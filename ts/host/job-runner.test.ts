@@ -25,7 +25,9 @@ describe("a job runner", () => {
     const runner = new JobRunner(loadEngineModule(), portModule().Port);
     const path = fileOf("disk.raw", 8192);
     for (let round = 0; round < 2; round++) {
-      expect(await runner.run({ job: "info", path, driver: "aio" })).toMatchObject([{ path, type: "raw", size: 8192 }]);
+      expect(await runner.run({ job: "info", path, driver: "aio" })).toMatchObject([
+        { path, type: "raw", size: "8192" },
+      ]);
     }
     const phases: string[] = [];
     const map = await runner.run({ job: "map", path, driver: "aio", sector: 4, sectors: 100 }, ({ phase }) => {

@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod batch;
 pub mod blocks;
+pub mod buffer;
 pub mod error;
 pub mod event_fd;
 pub mod file;
@@ -27,7 +28,7 @@ use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use napi::bindgen_prelude::{AsyncTask, This, Uint8ArraySlice};
+use napi::bindgen_prelude::{AsyncTask, This, Uint8Array, Uint8ArraySlice};
 use napi::{Env, Task};
 use napi_derive::napi;
 
@@ -87,6 +88,15 @@ pub struct OpenedFile {
     pub block_device: bool,
     /// Bytes to a multiple of which offset, length and memory of operations are best aligned; 1 without direct I/O.
     pub alignment: u32,
+}
+
+/// Memory that operations and JavaScript share.
+#[napi(object, object_from_js = false)]
+pub struct PortBuffer {
+    /// The number that operations name it by.
+    pub region: u32,
+    /// The memory.
+    pub bytes: Uint8Array,
 }
 
 /// A place for records in WebAssembly memory.
@@ -224,6 +234,19 @@ impl Port {
     #[napi]
     pub fn close_file(&self, file: u32) -> Result<()> {
         self.with(|reactor| reactor.close_file(file))
+    }
+
+    /// Makes memory of so many bytes that operations can name, zero at first. It stays in use until the port is closed, and
+    /// JavaScript may look at it for as long as it likes. Who looks while an operation has it sees anything.
+    #[napi]
+    pub fn allocate_buffer(&self, bytes: u32) -> Result<PortBuffer> {
+        let (region, buffer) = self.with(|reactor| reactor.allocate_buffer(bytes as usize))?;
+        let (base, length) = (buffer.base(), buffer.len());
+        // SAFETY: the memory stays mapped until its last owner goes, and the finalizer is one of them. What others do with
+        // it meanwhile are operations that JavaScript has asked for.
+        let bytes =
+            unsafe { Uint8Array::with_external_data(base, length, move |_, _| drop(buffer)) };
+        Ok(PortBuffer { region, bytes })
     }
 
     /// Attaches a shared ring: its memory, the descriptor by which the client kicks us, and the one by which we notify

@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vhd::record::FrontEndRequest;
@@ -12,6 +13,7 @@ use crate::backend::threads::Threads;
 use crate::backend::uring::Uring;
 use crate::backend::{Backend, Event, Source, Token};
 use crate::batch::{Batch, Layout};
+use crate::buffer::Buffer;
 use crate::error::{Error, Result};
 use crate::event_fd;
 use crate::file::{File, OpenOptions};
@@ -90,6 +92,7 @@ pub struct Reactor {
     front_ends: FrontEnds,
     operations: Operations,
     regions: Regions,
+    buffers: Vec<Arc<Buffer>>,
     backend: Box<dyn Backend>,
     wake: OwnedFd,
     layout: Layout,
@@ -123,6 +126,7 @@ impl Reactor {
             front_ends: FrontEnds::default(),
             operations: Operations::default(),
             regions: Regions::default(),
+            buffers: Vec::new(),
             backend: backend(options)?,
             wake,
             layout: Layout::default(),
@@ -252,6 +256,21 @@ impl Reactor {
     pub unsafe fn add_region(&mut self, base: *mut u8, length: usize) -> u32 {
         // SAFETY: the caller vouches for it.
         unsafe { self.regions.add(base, length) }
+    }
+
+    /// New memory of `length` bytes with a region number, for operations and whoever holds the buffer.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel has no memory.
+    pub fn allocate_buffer(&mut self, length: usize) -> Result<(u32, Arc<Buffer>)> {
+        let buffer =
+            Buffer::new(length).map_err(|error| Error::os("no memory for a buffer", &error))?;
+        // SAFETY: the reactor keeps the buffer for as long as it lives.
+        let region = unsafe { self.regions.add(buffer.base(), buffer.len()) };
+        let buffer = Arc::new(buffer);
+        self.buffers.push(Arc::clone(&buffer));
+        Ok((region, buffer))
     }
 
     /// One turn: pushes responses, submits operations, and returns as soon as there are completions or requests, the
@@ -453,6 +472,7 @@ impl Drop for Reactor {
             // The kernel may still use this memory: it must never be freed.
             std::mem::forget(std::mem::take(&mut self.front_ends));
             std::mem::forget(std::mem::take(&mut self.operations));
+            std::mem::forget(std::mem::take(&mut self.buffers));
         }
     }
 }

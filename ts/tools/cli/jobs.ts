@@ -1,6 +1,7 @@
 import type * as z from "zod";
 import { type JobDescription, JobError } from "../../engine/engine.ts";
 import { loadEngineModule } from "../../engine/load-node.ts";
+import { DiskIo, type DiskSpec } from "../../host/disk-io.ts";
 import { JobRunner, type JobRunnerOptions } from "../../host/job-runner.ts";
 import { portModule } from "../../tapdisk/port.ts";
 import { ToolError } from "./failure.ts";
@@ -14,6 +15,11 @@ export interface Jobs {
    * @throws JobError when it fails
    */
   run<T extends z.ZodType>(job: JobDescription, schema: T): Promise<z.infer<T>>;
+  /**
+   * Opens a disk for its data and closes it after `work`, in which signals are heeded between chunks.
+   * @throws JobError when it can't be opened or closed; what `work` throws
+   */
+  withDisk<T>(disk: DiskSpec, work: (io: DiskIo) => Promise<T>): Promise<T>;
 }
 
 /** What a command may choose. */
@@ -26,7 +32,9 @@ export interface JobsOptions extends JobRunnerOptions {
  * @throws what `work` throws; a ToolError with a signal's status when it was interrupted
  */
 export async function withJobs<T>(options: JobsOptions, work: (jobs: Jobs) => Promise<T>): Promise<T> {
-  const runner = new JobRunner(loadEngineModule(), portModule().Port, options);
+  const engine = loadEngineModule();
+  const { Port } = portModule();
+  const runner = new JobRunner(engine, Port, options);
   const view = new ProgressView(options.progress);
   const jobs: Jobs = {
     async run(job, schema) {
@@ -45,6 +53,23 @@ export async function withJobs<T>(options: JobsOptions, work: (jobs: Jobs) => Pr
       } finally {
         view.clear();
       }
+    },
+    async withDisk(disk, work) {
+      const io = new DiskIo(engine, Port, disk);
+      const outcome = await work(io).then(
+        (value) => () => value,
+        (error: unknown) => () => {
+          throw error;
+        },
+      );
+      // An earlier error says more than one in closing.
+      try {
+        io.close();
+      } catch (error) {
+        outcome();
+        throw error;
+      }
+      return outcome();
     },
   };
   try {

@@ -110,7 +110,8 @@ export function report(name: string, error: unknown, statuses: Statuses): number
     // Commander has said what is wrong. Help and version end with 0.
     return error.exitCode === 0 ? 0 : statuses.usage;
   }
-  say(`${name}: ${explain(error)}`);
+  const words = explain(error);
+  if (words !== "") say(`${name}: ${words}`);
   if (error instanceof UsageError) {
     say(`(${name} --help says how it is used)`);
     return statuses.usage;

@@ -7,6 +7,7 @@ pub mod bat;
 pub mod batmap;
 pub mod bitmap;
 pub(crate) mod bytes;
+pub mod dump;
 pub mod footer;
 pub mod geometry;
 pub mod header;

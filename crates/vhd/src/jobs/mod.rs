@@ -5,6 +5,7 @@
 //! steps. A job that writes is written so that it can be cut off after any operation: what it leaves is the state before
 //! it or after it, or one that the same job finishes when it is started again.
 
+mod blocks;
 mod check;
 mod children;
 mod clone;
@@ -15,6 +16,7 @@ mod map;
 mod mend;
 mod modify;
 mod new_image;
+mod parents;
 mod repair;
 mod resize;
 mod set;
@@ -36,6 +38,7 @@ use crate::open::{self, Driver, FileSpec, ImageInfo};
 use crate::target::Target;
 use crate::wants::{Access, Files};
 
+pub use blocks::{BlockTable, BlocksSpec};
 pub use check::{
     CheckReport, CheckSpec, Code, Depth, DiskFacts, Finding, Ignore, ImageReport, Severity, Stats,
     Unlisted, all_codes,
@@ -44,7 +47,9 @@ pub use children::{Child, Children, ChildrenSpec, Member};
 pub use clone::CloneSpec;
 pub use coalesce::{CoalesceSpec, Coalesced, Estimate, OutputSpec, RecordSpec};
 pub use create::CreateSpec;
-pub use info::{ImageDescription, InfoSpec};
+pub use info::{
+    BatDescription, BatmapDescription, ImageDescription, InfoSpec, LocatorDescription, Problem,
+};
 pub use map::{Map, MapExtent, MapSpec};
 pub use mend::{Left, MendSpec, Mended, Planned, UndoSpec, Undone};
 pub use modify::{ModifySpec, NewParent};
@@ -57,8 +62,10 @@ pub use snapshot::{Snapshot, SnapshotSpec};
 #[derive(Clone, Debug, Deserialize)]
 #[serde(tag = "job", rename_all = "camelCase")]
 pub enum JobSpec {
-    /// Describe an image and its parents.
+    /// Describe an image, and its parents if that is wanted.
     Info(InfoSpec),
+    /// Tell what BAT and bitmaps say.
+    Blocks(BlocksSpec),
     /// Tell where the data of a disk are.
     Map(MapSpec),
     /// Tell the children of a chain's images.
@@ -100,6 +107,8 @@ pub enum Outcome {
     Opened(ImageInfo),
     /// The images of a chain, leaf first.
     Info(Vec<ImageDescription>),
+    /// What BAT and bitmaps say.
+    Blocks(BlockTable),
     /// Where data are.
     Map(Map),
     /// Who has which parent.
@@ -213,7 +222,6 @@ impl Context {
             .map_err(|errno| Error::file(errno, failure).in_file(path))
     }
 
-    #[allow(dead_code)]
     /// Opens an image alone, without its parents.
     ///
     /// # Errors
@@ -279,6 +287,7 @@ impl Context {
 pub(crate) async fn run(context: Context, spec: JobSpec) -> Result<Outcome> {
     match spec {
         JobSpec::Info(spec) => info::run(&context, &spec).await.map(Outcome::Info),
+        JobSpec::Blocks(spec) => blocks::run(&context, &spec).await.map(Outcome::Blocks),
         JobSpec::Map(spec) => map::run(&context, &spec).await.map(Outcome::Map),
         JobSpec::Children(spec) => children::run(&context, &spec).await.map(Outcome::Children),
         JobSpec::Coalesce(spec) => coalesce::run(&context, &spec).await.map(Outcome::Coalesced),

@@ -1,8 +1,10 @@
 import { tapdiskCommand } from "../../../tapdisk/command.ts";
 import { coalesceCommand } from "../../vhd-coalesce/command.ts";
+import { vhdUtil } from "../../vhd-util/suite.ts";
+import { suiteReference } from "../suite.ts";
 import { fromCommander, type Reference } from "./model.ts";
 
 /** All commands that have a manual page and completions. */
 export function references(): Reference[] {
-  return [fromCommander(tapdiskCommand()), fromCommander(coalesceCommand())];
+  return [fromCommander(tapdiskCommand()), fromCommander(coalesceCommand()), suiteReference(vhdUtil)];
 }

@@ -1,0 +1,26 @@
+/** Data on standard output, as they are. */
+
+import { writeSync } from "node:fs";
+import { ToolError } from "./failure.ts";
+
+const STDOUT = 1;
+const BROKEN_PIPE_STATUS = 141;
+const pause = new Int32Array(new SharedArrayBuffer(4));
+
+/**
+ * Writes all bytes to standard output before it returns.
+ * @throws a ToolError without words when nobody reads them any more; the system's error for everything else
+ */
+export function writeOut(bytes: Uint8Array): void {
+  for (let done = 0; done < bytes.length; ) {
+    try {
+      done += writeSync(STDOUT, bytes, done);
+    } catch (error) {
+      const { code } = error as NodeJS.ErrnoException;
+      if (code === "EPIPE") throw new ToolError("", BROKEN_PIPE_STATUS);
+      if (code !== "EAGAIN") throw error;
+      // Somebody made the pipe one that doesn't block: it is full.
+      Atomics.wait(pause, 0, 0, 1);
+    }
+  }
+}
