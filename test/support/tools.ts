@@ -36,7 +36,9 @@ export function runIn(
     timeout: SECONDS * 1000,
     ...(input === undefined ? {} : { input }),
   });
-  if (error !== undefined || status === null) {
+  // One that ends early need not read what it is given.
+  const { code } = (error ?? {}) as NodeJS.ErrnoException;
+  if ((error !== undefined && code !== "EPIPE") || status === null) {
     throw new Error(`${program} ${args.join(" ")} did not end by itself: ${error?.message ?? stderr}`);
   }
   return { status, stdout, stderr: stderr.toString() };

@@ -40,6 +40,8 @@ interface Slot {
   readonly bytes: Uint8Array;
   /** 0 while it is in flight, else 1; negative errno value of a failure. */
   status: number;
+  /** What is done with it, in words. */
+  what: string;
 }
 
 /**
@@ -58,6 +60,7 @@ export class DiskIo {
   readonly #slots: readonly Slot[];
   #operations = 0;
   #issued = 0;
+  #puts = 0;
   #next = performance.now() + INTERVAL_MS;
 
   /**
@@ -77,6 +80,7 @@ export class DiskIo {
       tag,
       bytes: bytes.subarray(tag * CHUNK_BYTES, (tag + 1) * CHUNK_BYTES),
       status: 1,
+      what: "",
     }));
     try {
       const file = this.#files.open(path, access);
@@ -98,19 +102,19 @@ export class DiskIo {
    * @throws an error with an errno's value when a part can't be read
    */
   async read(sector: number, sectors: number, take: (bytes: Uint8Array) => void): Promise<void> {
-    const queue: { readonly slot: Slot; readonly sector: number; readonly count: number }[] = [];
+    const queue: { readonly slot: Slot; readonly count: number }[] = [];
     let done = 0;
     for (let started = 0; done < sectors; ) {
       while (started < sectors && queue.length < DEPTH) {
         const count = Math.min(CHUNK_SECTORS, sectors - started);
         const slot = this.#slot(started / CHUNK_SECTORS);
         this.#submit(slot, requestKind.read, sector + started, count);
-        queue.push({ slot, sector: sector + started, count });
+        queue.push({ slot, count });
         started += count;
       }
       const oldest = queue.shift();
       if (oldest === undefined) return;
-      await this.#finish(oldest.slot, oldest.sector, "reading");
+      await this.#finish(oldest.slot);
       take(oldest.slot.bytes.subarray(0, oldest.count * SECTOR));
       done += oldest.count;
     }
@@ -118,33 +122,52 @@ export class DiskIo {
 
   /**
    * Writes sectors that `fill` puts into memory, chunk by chunk and in order. `fill` gets memory for as many sectors as are
-   * missing, at most a chunk, and says how many bytes it has; a chunk of zeros is not written where `sparse` holds: the
-   * caller knows that the disk has zeros there.
+   * missing, at most a chunk, and says how many bytes it has; it has fewer only at the end. Chunks of zeros are not written
+   * where the disk is `empty`.
    * @returns bytes that there were
+   * @throws a JobError when a part can't be written
    */
   async write(
     sector: number,
     sectors: number,
     fill: (bytes: Uint8Array) => Promise<number>,
-    sparse: boolean,
+    empty: boolean,
   ): Promise<number> {
     let bytes = 0;
     for (let started = 0; started < sectors; started += CHUNK_SECTORS) {
       const slot = this.#slot(started / CHUNK_SECTORS);
-      await this.#finish(slot, sector + started, "writing");
+      await this.#finish(slot);
       const room = slot.bytes.subarray(0, Math.min(CHUNK_SECTORS, sectors - started) * SECTOR);
       const got = await fill(room);
       bytes += got;
       const whole = Math.ceil(got / SECTOR);
       room.subarray(got, whole * SECTOR).fill(0);
-      if (whole > 0 && !(sparse && isZero(room.subarray(0, whole * SECTOR)))) {
-        this.#submit(slot, requestKind.write, sector + started, whole);
-        this.#turn(0);
-      }
+      this.#write(slot, sector + started, whole, empty);
       if (got < room.length) break;
     }
-    for (const slot of this.#slots) await this.#finish(slot, sector, "writing");
+    await this.flushWrites();
     return bytes;
+  }
+
+  /**
+   * Writes whole sectors, at most a chunk of them, to an empty disk: zeros are left out. Returns when the bytes are taken;
+   * {@link flushWrites} waits until they are written.
+   * @throws a JobError when an earlier part can't be written
+   */
+  put(sector: number, bytes: Uint8Array): void {
+    const slot = this.#slot(this.#puts++);
+    while (slot.status === 0) this.#turn(INTERVAL_MS);
+    this.#check(slot);
+    slot.bytes.set(bytes);
+    this.#write(slot, sector, bytes.length / SECTOR, true);
+  }
+
+  /**
+   * Waits until all that was taken is written.
+   * @throws a JobError when a part can't be
+   */
+  async flushWrites(): Promise<void> {
+    for (const slot of this.#slots) await this.#finish(slot);
   }
 
   /**
@@ -166,8 +189,16 @@ export class DiskIo {
     return this.#slots[index % DEPTH] as Slot;
   }
 
+  #write(slot: Slot, sector: number, sectors: number, empty: boolean): void {
+    if (sectors === 0 || (empty && isZero(slot.bytes.subarray(0, sectors * SECTOR)))) return;
+    this.#submit(slot, requestKind.write, sector, sectors);
+    this.#turn(0);
+  }
+
   #submit(slot: Slot, kind: number, sector: number, sectors: number): void {
+    this.#records.refresh();
     const { words, layout } = this.#records;
+    slot.what = `${kind === requestKind.read ? "reading" : "writing"} at sector ${sector}`;
     const at = (layout.tdRequests.offset >>> 2) + this.#issued * recordWords.tdRequest;
     slot.status = 0;
     words[at + tdRequest.tag] = slot.tag;
@@ -181,7 +212,7 @@ export class DiskIo {
     this.#issued += 1;
   }
 
-  async #finish(slot: Slot, sector: number, what: string): Promise<void> {
+  async #finish(slot: Slot): Promise<void> {
     while (slot.status === 0) {
       this.#turn(INTERVAL_MS);
       if (performance.now() >= this.#next) {
@@ -189,10 +220,13 @@ export class DiskIo {
         this.#next = performance.now() + INTERVAL_MS;
       }
     }
-    if (slot.status < 0) {
-      const errno = -slot.status;
-      const message = `${this.#path}: disk: ${what} at sector ${sector} failed (errno ${errno})`;
-      throw new JobError({ message, errno });
+    this.#check(slot);
+  }
+
+  #check({ status, what }: Slot): void {
+    if (status < 0) {
+      const message = `${this.#path}: disk: ${what} failed (errno ${-status})`;
+      throw new JobError({ message, errno: -status });
     }
   }
 
@@ -211,6 +245,8 @@ export class DiskIo {
 
   /** Submits operations and requests, and waits for completions but not longer than `limit` milliseconds. */
   #turn(limit: number): void {
+    // Other engines share the memory, and may have made it grow.
+    this.#records.refresh();
     const wait = this.#engine.pending || this.#issued > 0 ? 0 : limit;
     const outcome = this.#port.turn(this.#records.bytes, this.#operations, 0, wait);
     const counts = this.#engine.step(outcome & COUNT_MASK, this.#issued);

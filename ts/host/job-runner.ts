@@ -79,6 +79,8 @@ export class JobRunner {
 
   /** Submits operations, waits for completions but not longer than `limit` milliseconds, and lets the job go on. */
   #turn(limit: number): void {
+    // Other engines share the memory, and may have made it grow.
+    this.#engine.records.refresh();
     const wait = this.#engine.pending ? 0 : limit;
     const outcome = this.#port.turn(this.#engine.records.bytes, this.#operations, 0, wait);
     this.#operations = this.#engine.step(outcome & COUNT_MASK, 0) & COUNT_MASK;

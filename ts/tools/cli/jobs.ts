@@ -1,5 +1,5 @@
 import type * as z from "zod";
-import { type JobDescription, JobError } from "../../engine/engine.ts";
+import { type JobDescription, JobError, type Progress } from "../../engine/engine.ts";
 import { loadEngineModule } from "../../engine/load-node.ts";
 import { DiskIo, type DiskSpec } from "../../host/disk-io.ts";
 import { JobRunner, type JobRunnerOptions } from "../../host/job-runner.ts";
@@ -11,10 +11,15 @@ import { type ProgressStyle, ProgressView } from "./progress.ts";
 /** Runs jobs of the engine for a command. */
 export interface Jobs {
   /**
-   * Runs a job to its end and parses what it yields. A signal cancels it, where it safely can be.
+   * Runs a job to its end and parses what it yields. A signal cancels it, where it safely can be. Its progress is shown, or
+   * given to `onProgress`.
    * @throws JobError when it fails
    */
-  run<T extends z.ZodType>(job: JobDescription, schema: T): Promise<z.infer<T>>;
+  run<T extends z.ZodType>(
+    job: JobDescription,
+    schema: T,
+    onProgress?: (progress: Progress) => void,
+  ): Promise<z.infer<T>>;
   /**
    * Opens a disk for its data and closes it after `work`, in which signals are heeded between chunks.
    * @throws JobError when it can't be opened or closed; what `work` throws
@@ -37,13 +42,13 @@ export async function withJobs<T>(options: JobsOptions, work: (jobs: Jobs) => Pr
   const runner = new JobRunner(engine, Port, options);
   const view = new ProgressView(options.progress);
   const jobs: Jobs = {
-    async run(job, schema) {
+    async run(job, schema, onProgress = (progress) => view.update(progress)) {
       const stopped = interrupted();
       if (stopped !== undefined) throw new ToolError("interrupted", stopped);
       try {
         const result = await interruptible(
           () => runner.cancel(),
-          () => runner.run(job, (progress) => view.update(progress)),
+          () => runner.run(job, onProgress),
         );
         return schema.parse(result);
       } catch (error) {

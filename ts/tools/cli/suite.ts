@@ -20,6 +20,8 @@ export interface CommandSpec<S extends OptionSpecs> {
   readonly operands?: readonly ReferenceArgument[];
   /** The text that the original prints when its command line is wrong. */
   readonly usage?: string;
+  /** Where it prints that; standard output if nothing is said. */
+  readonly usageTo?: "stderr";
   /** The status with which `-h` ends. */
   readonly helpStatus?: number;
   readonly manual?: Manual;
@@ -96,6 +98,7 @@ export function suiteCommand<const S extends OptionSpecs>(program: string, spec:
     commands: [],
   };
   const usage = spec.usage ?? helpText(`${program} ${spec.name}`, reference);
+  const printUsage = spec.usageTo === "stderr" ? say : print;
   return {
     name: spec.name,
     reference,
@@ -111,7 +114,7 @@ export function suiteCommand<const S extends OptionSpecs>(program: string, spec:
           return 0;
         }
         if (options.h === true) {
-          print(usage);
+          printUsage(usage);
           return spec.helpStatus ?? 0;
         }
         if (operands.length > 0 && spec.operands === undefined) throw new UsageError(`unexpected '${operands[0]}'`);
@@ -122,7 +125,7 @@ export function suiteCommand<const S extends OptionSpecs>(program: string, spec:
         const words = explain(error);
         if (words !== "") say(`${program} ${spec.name}: ${words}`);
         if (error instanceof UsageError) {
-          print(usage);
+          printUsage(usage);
           return EINVAL;
         }
         return (error instanceof ToolError ? error.status : undefined) ?? errnoValue(error);

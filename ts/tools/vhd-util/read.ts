@@ -249,6 +249,31 @@ function exact(_: string, value: unknown): unknown {
   return value <= BigInt(Number.MAX_SAFE_INTEGER) ? Number(value) : value.toString();
 }
 
+/** An image to be read. Of one that can't be used, the original prints what there is; yields an errno value then. */
+async function openOrDump(jobs: Jobs, path: string, hex: boolean): Promise<ImageDescription | number> {
+  const failed = (errno: number, why: string, lines: readonly string[]): number => {
+    print(`Failed to open ${path}: -${errno}\n\n${path} appears invalid; dumping headers\n`);
+    for (const line of lines) print(line);
+    say(`vhd-util read: ${why}`);
+    return errno;
+  };
+  try {
+    const image = await describeImage(jobs, path, { batmap: true });
+    if (image.problem === null) return image;
+    return failed(image.problem.errno, image.problem.message, invalidHeaderLines(image, hex));
+  } catch (error) {
+    return failed(errnoValue(error), explain(error), []);
+  }
+}
+
+/** Prints the headers of an image, as `read -p` does. Yields the exit status. */
+export async function printHeaders(jobs: Jobs, path: string, hex: boolean): Promise<number> {
+  const image = await openOrDump(jobs, path, hex);
+  if (typeof image === "number") return image;
+  for (const line of allHeaderLines(image, hex)) print(line);
+  return 0;
+}
+
 /** `vhd-util read`. */
 export const read = suiteCommand("vhd-util", {
   name: "read",
@@ -289,21 +314,9 @@ export const read = suiteCommand("vhd-util", {
     if (path === undefined || operands.length > 0) throw new UsageError("-n is missing");
     const number = (text: string | undefined) => (text === undefined ? undefined : parseNumber(text, "a number"));
     const count = number(options.count) ?? 1;
-    let image: ImageDescription;
-    try {
-      image = await describeImage(jobs, path, { batmap: true });
-    } catch (error) {
-      print(`Failed to open ${path}: -${errnoValue(error)}\n\n${path} appears invalid; dumping headers\n`);
-      say(`vhd-util read: ${explain(error)}`);
-      return errnoValue(error);
-    }
     const hex = options.hex === true;
-    if (image.problem !== null) {
-      print(`Failed to open ${path}: -${image.problem.errno}\n\n${path} appears invalid; dumping headers\n`);
-      for (const line of invalidHeaderLines(image, hex)) print(line);
-      say(`vhd-util read: ${image.problem.message}`);
-      return image.problem.errno;
-    }
+    const image = await openOrDump(jobs, path, hex);
+    if (typeof image === "number") return image;
     if (options.json) {
       print(JSON.stringify(image, exact));
       return 0;

@@ -1,11 +1,41 @@
 import { print } from "../cli/output.ts";
 import type { Suite, SuiteCommand } from "../cli/suite.ts";
+import { check } from "./check.ts";
+import { coalesce } from "./coalesce.ts";
+import { convert } from "./convert.ts";
+import { copy } from "./copy.ts";
+import { create } from "./create.ts";
+import { diff } from "./diff.ts";
+import { key } from "./key.ts";
+import { map } from "./map.ts";
+import { modify } from "./modify.ts";
 import { query } from "./query.ts";
 import { read } from "./read.ts";
 import { scan } from "./scan.ts";
+import { set } from "./set.ts";
+import { snapshot } from "./snapshot.ts";
+import { tree } from "./tree.ts";
 
 /** The commands of the original, in its order. */
-const commands: readonly SuiteCommand[] = [query, read, scan];
+const originals: readonly SuiteCommand[] = [
+  create,
+  snapshot,
+  query,
+  read,
+  set,
+  coalesce,
+  modify,
+  scan,
+  check,
+  key,
+  copy,
+];
+/** Those that the original doesn't have. */
+const additions: readonly SuiteCommand[] = [tree, map, diff, convert];
+
+function namesOf(commands: readonly SuiteCommand[]): string {
+  return commands.map((command) => command.name).join(" | ");
+}
 
 /** `vhd-util`. */
 export const vhdUtil: Suite = {
@@ -31,8 +61,8 @@ export const vhdUtil: Suite = {
     ],
     seeAlso: ["vhd-check", "vhd-coalesce", "td-util", "tapdisk"],
   },
-  commands,
-  usage: `usage: vhd-util COMMAND [OPTIONS]\nCOMMAND := { ${commands.map((command) => command.name).join(" | ")} }`,
+  commands: [...originals, ...additions],
+  usage: `usage: vhd-util COMMAND [OPTIONS]\nCOMMAND := { ${namesOf(originals)} }\nMORE := { ${namesOf(additions)} }`,
   usageTo: print,
   noCommandStatus: 0,
   badCommandStatus: 0,

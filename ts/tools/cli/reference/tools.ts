@@ -1,4 +1,6 @@
 import { tapdiskCommand } from "../../../tapdisk/command.ts";
+import { cbtUtil } from "../../cbt-util/suite.ts";
+import { tdUtil } from "../../td-util/suite.ts";
 import { coalesceCommand } from "../../vhd-coalesce/command.ts";
 import { vhdUtil } from "../../vhd-util/suite.ts";
 import { suiteReference } from "../suite.ts";
@@ -6,5 +8,5 @@ import { fromCommander, type Reference } from "./model.ts";
 
 /** All commands that have a manual page and completions. */
 export function references(): Reference[] {
-  return [fromCommander(tapdiskCommand()), fromCommander(coalesceCommand()), suiteReference(vhdUtil)];
+  return [...[tapdiskCommand(), coalesceCommand()].map(fromCommander), ...[vhdUtil, tdUtil, cbtUtil].map(suiteReference)];
 }

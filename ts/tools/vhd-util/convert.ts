@@ -1,0 +1,211 @@
+import { closeSync, fstatSync, fsyncSync, ftruncateSync, openSync, read as readCallback, rmSync } from "node:fs";
+import { constants } from "node:os";
+import { setTimeout } from "node:timers/promises";
+import { promisify } from "node:util";
+import * as z from "zod";
+import { size as sizeSchema } from "../cli/arguments.ts";
+import { ToolError, UsageError } from "../cli/failure.ts";
+import type { Jobs } from "../cli/jobs.ts";
+import { writeOut } from "../cli/raw-output.ts";
+import { suiteCommand } from "../cli/suite.ts";
+import { copyChain } from "./copy.ts";
+import { identity } from "./create.ts";
+import { extentsOf } from "./extents.ts";
+import { describeImage } from "./image.ts";
+import { help } from "./options.ts";
+import { fixedFooter, streamDynamic } from "./stream.ts";
+
+const { EINVAL } = constants.errno;
+const SECTOR = 512;
+const STDIN = 0;
+const MAX_SIZE = 2 ** 50;
+const formats = ["raw", "fixed", "dynamic"] as const;
+type Format = (typeof formats)[number];
+const readFile = promisify(readCallback);
+
+/** A disk to read from. */
+interface Source {
+  readonly path: string;
+  readonly driver: "vhd" | "aio";
+  /** Bytes. */
+  readonly size: number;
+}
+
+/** `vhd-util convert`. */
+export const convert = suiteCommand("vhd-util", {
+  name: "convert",
+  summary: "Copies a disk into another format, without its zeros; - stands for standard input or output.",
+  options: {
+    from: {
+      long: "from",
+      description: "what the source is, vhd by default",
+      value: { name: "format", kind: ["vhd", "raw"] },
+    },
+    to: {
+      long: "to",
+      description: "what the target shall be, dynamic by default",
+      value: { name: "format", kind: formats },
+    },
+    size: {
+      long: "size",
+      description: "size of the disk, such as 20G: of a raw one that comes through a pipe",
+      value: { name: "bytes", kind: "text" },
+    },
+    h: help,
+  },
+  operands: [
+    {
+      name: "source",
+      kind: "file",
+      description: "the disk, with its parents; - for a raw one on standard input",
+      required: true,
+      variadic: false,
+    },
+    {
+      name: "target",
+      kind: "file",
+      description: "a file that isn't there yet, or - for standard output",
+      required: true,
+      variadic: false,
+    },
+  ],
+  manual: {
+    examples: [
+      { text: "A raw image of a chain", command: "vhd-util convert --to raw child.vhd disk.img" },
+      { text: "Send a disk to another machine", command: "vhd-util convert child.vhd - | ssh host 'cat > disk.vhd'" },
+      {
+        text: "Make a VHD of what a pipe brings",
+        command: "zcat disk.img.gz | vhd-util convert --from raw --size 20G - disk.vhd",
+      },
+    ],
+  },
+  async run({ options, operands }, jobs) {
+    const [source, target] = operands;
+    if (source === undefined || target === undefined || operands.length > 2) {
+      throw new UsageError("a source and a target are needed");
+    }
+    const from = options.from ?? (source === "-" ? "raw" : "vhd");
+    const to = formats.find((format) => format === (options.to ?? "dynamic"));
+    if ((from !== "vhd" && from !== "raw") || to === undefined) throw new UsageError("there is no such format");
+    const size = options.size === undefined ? undefined : sizeSchema(SECTOR, MAX_SIZE).safeParse(options.size);
+    if (size?.success === false) throw new UsageError(`--size: ${size.error.issues[0]?.message}`);
+    if (source === "-" && !fstatSync(STDIN).isFile()) {
+      if (from === "vhd") throw new ToolError("a VHD can't be read from a pipe: it begins at its end", EINVAL);
+      if (size === undefined) throw new UsageError("--size is needed: a pipe doesn't tell how much will come");
+      if (target === "-") throw new UsageError("source and target can't be pipes both");
+      await fromPipe(jobs, size.data, target, to);
+      return 0;
+    }
+    const path = source === "-" ? "/dev/stdin" : source;
+    const driver = from === "raw" ? "aio" : "vhd";
+    const image = await describeImage(jobs, path, { driver });
+    if (image.problem !== null) throw new ToolError(image.problem.message, image.problem.errno);
+    const disk: Source = { path, driver, size: Number(image.size) };
+    if (target === "-") await toPipe(jobs, disk, to);
+    else if (driver === "vhd" && to !== "raw") await copyChain(jobs, path, { path: target, type: to, size: disk.size });
+    else await toFile(jobs, disk, target, to);
+    return 0;
+  },
+});
+
+/** Makes the target, an empty disk. */
+async function makeTarget(jobs: Jobs, path: string, format: Format, size: number): Promise<void> {
+  if (format !== "raw") {
+    await jobs.run({ job: "create", path, type: format, size, ...identity() }, z.null());
+    return;
+  }
+  const file = openSync(path, "wx", 0o666);
+  try {
+    ftruncateSync(file, size);
+    fsyncSync(file);
+  } finally {
+    closeSync(file);
+  }
+}
+
+/** Makes the target and lets `fill` write it; what fails leaves nothing behind. */
+async function making(
+  jobs: Jobs,
+  path: string,
+  format: Format,
+  size: number,
+  fill: () => Promise<void>,
+): Promise<void> {
+  await makeTarget(jobs, path, format, size);
+  try {
+    await fill();
+  } catch (error) {
+    rmSync(path, { force: true });
+    throw error;
+  }
+}
+
+const driverOf = (format: Format) => (format === "raw" ? "aio" : "vhd");
+
+async function toFile(jobs: Jobs, source: Source, path: string, format: Format): Promise<void> {
+  const { size } = source;
+  await making(jobs, path, format, size, async () => {
+    await jobs.withDisk({ ...source, access: "read" }, async (input) =>
+      jobs.withDisk({ path, driver: driverOf(format), access: "write" }, async (output) => {
+        for await (const { sector, sectors, level } of extentsOf(jobs, source, size / SECTOR)) {
+          if (level === null) continue;
+          let at = sector;
+          await input.read(sector, sectors, (bytes) => {
+            output.put(at, bytes);
+            at += bytes.length / SECTOR;
+          });
+        }
+        await output.flushWrites();
+      }),
+    );
+  });
+}
+
+async function toPipe(jobs: Jobs, source: Source, format: Format): Promise<void> {
+  const sectors = source.size / SECTOR;
+  await jobs.withDisk({ ...source, access: "read" }, async (input) => {
+    if (format === "dynamic") {
+      const present: { sector: number; end: number }[] = [];
+      for await (const extent of extentsOf(jobs, source, sectors)) {
+        if (extent.level !== null) present.push({ sector: extent.sector, end: extent.sector + extent.sectors });
+      }
+      let at = 0;
+      // Asked for in order.
+      const has = (sector: number, count: number) => {
+        while ((present[at]?.end ?? Number.POSITIVE_INFINITY) <= sector) at += 1;
+        return (present[at]?.sector ?? Number.POSITIVE_INFINITY) < sector + count;
+      };
+      await streamDynamic(jobs, input, source.size, has);
+      return;
+    }
+    await input.read(0, sectors, writeOut);
+    if (format === "fixed") writeOut(await fixedFooter(jobs, source.size));
+  });
+}
+
+/** Reads standard input until there are as many bytes as fit, or no more come. */
+async function fill(bytes: Uint8Array): Promise<number> {
+  let done = 0;
+  while (done < bytes.length) {
+    try {
+      const { bytesRead } = await readFile(STDIN, bytes, done, bytes.length - done, null);
+      if (bytesRead === 0) break;
+      done += bytesRead;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "EAGAIN") throw error;
+      await setTimeout(1);
+    }
+  }
+  return done;
+}
+
+async function fromPipe(jobs: Jobs, size: number, path: string, format: Format): Promise<void> {
+  await making(jobs, path, format, size, async () => {
+    await jobs.withDisk({ path, driver: driverOf(format), access: "write" }, async (output) => {
+      const got = await output.write(0, Math.ceil(size / SECTOR), fill, true);
+      const more = await fill(new Uint8Array(1));
+      if (more > 0) throw new ToolError(`more than ${size} bytes came: --size is too small`, EINVAL);
+      if (got < size) throw new ToolError(`only ${got} bytes came, but --size is ${size}`, EINVAL);
+    });
+  });
+}
