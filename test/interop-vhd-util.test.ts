@@ -209,3 +209,121 @@ describe("scan", () => {
     }
   });
 });
+
+describe("changes", () => {
+  test.each<[string, string[][]]>([
+    [
+      "create",
+      [
+        ["create", "-n", "n.vhd", "-s", "100"],
+        ["query", "-n", "n.vhd", "-vspfmdaS"],
+        ["read", "-p", "-n", "n.vhd"],
+        ["create", "--debug", "-n", "m.vhd", "-s", "99", "-S", "4096"],
+        ["query", "-n", "m.vhd", "-vspfmdaS"],
+        ["read", "-p", "-n", "m.vhd"],
+        ["create", "-n", "f.vhd", "-s", "3", "-r"],
+        ["query", "-n", "f.vhd", "-vspfmdS"],
+        ["create", "-n", "x.vhd"],
+        ["create", "-n", "x.vhd", "-s", "100", "-S", "50"],
+        ["create", "-n", "x.vhd", "-s", "100", "-q"],
+        ["create", "-n", "no/x.vhd", "-s", "100"],
+        ["create", "-h"],
+      ],
+    ],
+    [
+      "snapshot",
+      [
+        ["snapshot", "-n", "n1.vhd", "-p", "base.vhd"],
+        ["read", "-p", "-n", "n1.vhd"],
+        ["snapshot", "-n", "n2.vhd", "-p", "s2.vhd"],
+        ["query", "-n", "n2.vhd", "-vspfmdaS"],
+        ["snapshot", "-n", "n3.vhd", "-p", "s2.vhd", "-e", "-S", "4096"],
+        ["read", "-p", "-n", "n3.vhd"],
+        ["snapshot", "-n", "n4.vhd", "-p", "base.vhd", "-l", "1"],
+        ["snapshot", "-n", "n5.vhd", "-p", "s1.vhd", "-l", "3"],
+        ["snapshot", "-n", "n6.vhd", "-p", "raw.img", "-m"],
+        ["read", "-p", "-n", "n6.vhd"],
+        ["snapshot", "-n", "n7.vhd", "-p", "onraw.vhd"],
+        ["query", "-n", "n7.vhd", "-vspd"],
+        ["snapshot", "-n", "n8.vhd", "-p", "nosuch.vhd"],
+        ["snapshot", "-n", "n8.vhd"],
+        ["snapshot", "-h"],
+      ],
+    ],
+    [
+      "set",
+      [
+        ["set", "-n", "s1.vhd", "-f", "hidden", "-v", "1"],
+        ["query", "-n", "s1.vhd", "-fm"],
+        ["read", "-p", "-n", "s1.vhd"],
+        ["set", "-n", "s1.vhd", "-f", "foo", "-v", "1"],
+        ["set", "-n", "s1.vhd", "-f", "hidden", "-v", "256"],
+        ["set", "-n", "s1.vhd", "-f", "hidden"],
+        ["set", "-n", "nosuch.vhd", "-f", "hidden", "-v", "1"],
+        ["set", "-n", "raw.img", "-f", "hidden", "-v", "1"],
+        ["set", "-n", "fixed.vhd", "-f", "hidden", "-v", "1"],
+        ["query", "-n", "fixed.vhd", "-f"],
+      ],
+    ],
+    [
+      "modify",
+      [
+        ["modify", "-n", "s2.vhd", "-p", "/sr/base.vhd"],
+        ["query", "-n", "s2.vhd", "-p"],
+        ["read", "-p", "-n", "s2.vhd"],
+        ["modify", "-n", "pre.vhd", "-s", "8388608"],
+        ["query", "-n", "pre.vhd", "-s"],
+        ["modify", "-n", "s1.vhd", "-z"],
+        ["query", "-n", "s1.vhd", "-vspfmda"],
+        ["modify", "-n", "nosuch.vhd", "-z"],
+        ["modify"],
+      ],
+    ],
+    [
+      "coalesce",
+      [
+        ["coalesce", "-n", "s1.vhd"],
+        ["read", "-n", "base.vhd", "-r", "0", "-c", "40960"],
+        ["query", "-n", "base.vhd", "-vpa"],
+        ["coalesce", "-n", "base.vhd"],
+        ["coalesce", "-n", "nosuch.vhd"],
+        ["coalesce", "-n", "onraw.vhd"],
+        ["coalesce"],
+      ],
+    ],
+    [
+      "check",
+      [
+        ["check", "-n", "base.vhd"],
+        ["check", "--debug", "-n", "s2.vhd", "-i", "-B"],
+        ["check", "-n", "s2.vhd", "-p"],
+        ["check", "-n", "s2.vhd", "-p", "-s"],
+        ["check", "-n", "base.vhd", "-b"],
+        ["check", "-n", "fixed.vhd"],
+        ["check", "-n", "onraw.vhd", "-p"],
+        ["check", "-n", "raw.img"],
+        ["check", "-n", "nosuch.vhd"],
+        ["check", "-n", "/dev"],
+        ["check", "-n", "base.vhd", "-B", "-s"],
+        ["check", "-h"],
+        ["check"],
+      ],
+    ],
+    [
+      "copy and key",
+      [
+        ["key", "-p", "-n", "base.vhd"],
+        ["key", "-p", "-n", "nosuch.vhd"],
+        ["key"],
+        ["copy", "-n", "base.vhd", "-N", "c.vhd"],
+        ["query", "-n", "c.vhd", "-vpda"],
+        ["read", "-n", "c.vhd", "-r", "0", "-c", "40960"],
+        ["copy", "-n", "base.vhd", "-N", "c.vhd"],
+        ["copy", "-n", "nosuch.vhd", "-N", "d.vhd"],
+        ["copy"],
+      ],
+    ],
+  ])("%s", (_, lines) => {
+    expectSame(lines);
+  });
+});

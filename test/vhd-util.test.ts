@@ -182,6 +182,26 @@ describe("a storage manager", () => {
   });
 });
 
+describe("filling", () => {
+  test("allocates all blocks and changes nothing else", async () => {
+    const { vhdUtil, content } = await chain();
+    const reads = () => vhdUtil("read", "-r", "0", "-c", "40960", "-n", "leaf.vhd").stdout.equals(content);
+    said(vhdUtil("fill", "-b", "-f", "0", "-t", "8191", "-n", "leaf.vhd"));
+    // The block that was there, and the first two.
+    expect(said(vhdUtil("query", "-a", "-n", "leaf.vhd"))).toBe("3\n");
+    expect(reads()).toBe(true);
+    said(vhdUtil("fill", "-n", "leaf.vhd"));
+    expect(said(vhdUtil("query", "-a", "-n", "leaf.vhd"))).toBe("10\n");
+    expect(said(vhdUtil("read", "-e", "0", "-c", "40960", "-n", "leaf.vhd"))).toBe("0 40960\n");
+    expect(reads()).toBe(true);
+    said(vhdUtil("check", "-n", "leaf.vhd"));
+  });
+
+  test.each([["-f", "1"], ["-B"], ["-b", "-f", "9", "-t", "1"]])("refuses %s %s", (...options) => {
+    expect(repository().vhdUtil("fill", "-n", "x.vhd", ...options).status).toBe(22);
+  });
+});
+
 describe("command lines", () => {
   test.each([
     ["query", 22, "options: <-n name> [-v print virtual size (in MB)]"],

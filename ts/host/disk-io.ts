@@ -108,6 +108,8 @@ export class DiskIo {
       while (started < sectors && queue.length < DEPTH) {
         const count = Math.min(CHUNK_SECTORS, sectors - started);
         const slot = this.#slot(started / CHUNK_SECTORS);
+        // What was put may still be on its way from there.
+        await this.#finish(slot);
         this.#submit(slot, requestKind.read, sector + started, count);
         queue.push({ slot, count });
         started += count;
@@ -150,16 +152,16 @@ export class DiskIo {
   }
 
   /**
-   * Writes whole sectors, at most a chunk of them, to an empty disk: zeros are left out. Returns when the bytes are taken;
-   * {@link flushWrites} waits until they are written.
+   * Writes whole sectors, at most a chunk of them; zeros are left out where the disk is `empty`. Returns when the bytes are
+   * taken; {@link flushWrites} waits until they are written.
    * @throws a JobError when an earlier part can't be written
    */
-  put(sector: number, bytes: Uint8Array): void {
+  put(sector: number, bytes: Uint8Array, empty = true): void {
     const slot = this.#slot(this.#puts++);
     while (slot.status === 0) this.#turn(INTERVAL_MS);
     this.#check(slot);
     slot.bytes.set(bytes);
-    this.#write(slot, sector, bytes.length / SECTOR, true);
+    this.#write(slot, sector, bytes.length / SECTOR, empty);
   }
 
   /**

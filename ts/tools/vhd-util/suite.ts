@@ -6,6 +6,7 @@ import { convert } from "./convert.ts";
 import { copy } from "./copy.ts";
 import { create } from "./create.ts";
 import { diff } from "./diff.ts";
+import { fill } from "./fill.ts";
 import { key } from "./key.ts";
 import { map } from "./map.ts";
 import { modify } from "./modify.ts";
@@ -23,6 +24,7 @@ const originals: readonly SuiteCommand[] = [
   query,
   read,
   set,
+  fill,
   coalesce,
   modify,
   scan,

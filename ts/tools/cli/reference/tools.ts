@@ -8,5 +8,8 @@ import { fromCommander, type Reference } from "./model.ts";
 
 /** All commands that have a manual page and completions. */
 export function references(): Reference[] {
-  return [...[tapdiskCommand(), coalesceCommand()].map(fromCommander), ...[vhdUtil, tdUtil, cbtUtil].map(suiteReference)];
+  return [
+    ...[tapdiskCommand(), coalesceCommand()].map(fromCommander),
+    ...[vhdUtil, tdUtil, cbtUtil].map(suiteReference),
+  ];
 }
