@@ -182,6 +182,36 @@ describe("a storage manager", () => {
   });
 });
 
+describe("resizing and repairing", () => {
+  test("a disk grows within its metadata, and beyond", async () => {
+    const { vhdUtil, path } = await chain();
+    const start = vhdUtil("read", "-r", "0", "-c", "40960", "-n", "leaf.vhd").stdout;
+    expect(vhdUtil("resize", "--debug", "-s", "40", "-n", "leaf.vhd", "-f").status).toBe(22);
+    said(vhdUtil("resize", "--debug", "-s", "4096", "-n", "leaf.vhd", "-j", path("leaf.journal")));
+    expect(said(vhdUtil("query", "-vS", "-n", "leaf.vhd"))).toBe("4096\n4096\n");
+    expect(vhdUtil("read", "-r", "0", "-c", "40960", "-n", "leaf.vhd").stdout.equals(start)).toBe(true);
+    said(vhdUtil("check", "-p", "-n", "leaf.vhd"));
+    said(vhdUtil("create", "-n", "room.vhd", "-s", "20", "-S", "100"));
+    said(vhdUtil("resize", "--debug", "-s", "100", "-n", "room.vhd", "-f"));
+    expect(said(vhdUtil("query", "-v", "-n", "room.vhd"))).toBe("100\n");
+    expect(vhdUtil("resize", "-s", "100", "-n", "room.vhd").status).toBe(22);
+    expect(vhdUtil("resize", "-s", "100", "-n", "none.vhd", "-f").status).toBe(2);
+  });
+
+  test("a footer that was lost comes back", async () => {
+    const { vhdUtil, path } = await chain();
+    const size = statSync(path("leaf.vhd")).size;
+    truncateSync(path("leaf.vhd"), size - SECTOR);
+    expect(vhdUtil("check", "-n", "leaf.vhd").status).toBe(22);
+    said(vhdUtil("repair", "-n", "leaf.vhd"));
+    said(vhdUtil("check", "-n", "leaf.vhd"));
+    expect(statSync(path("leaf.vhd")).size).toBe(size);
+    said(vhdUtil("repair", "-b", "-n", "leaf.vhd"));
+    const none = vhdUtil("repair", "-n", "none.vhd");
+    expect([none.status, none.stdout.toString()]).toEqual([2, "error opening none.vhd: -2\n"]);
+  });
+});
+
 describe("filling", () => {
   test("allocates all blocks and changes nothing else", async () => {
     const { vhdUtil, content } = await chain();

@@ -12,6 +12,8 @@ import { map } from "./map.ts";
 import { modify } from "./modify.ts";
 import { query } from "./query.ts";
 import { read } from "./read.ts";
+import { repair } from "./repair.ts";
+import { resize } from "./resize.ts";
 import { scan } from "./scan.ts";
 import { set } from "./set.ts";
 import { snapshot } from "./snapshot.ts";
@@ -24,6 +26,8 @@ const originals: readonly SuiteCommand[] = [
   query,
   read,
   set,
+  repair,
+  resize,
   fill,
   coalesce,
   modify,
