@@ -191,6 +191,11 @@ describe("resizing and repairing", () => {
     expect(said(vhdUtil("query", "-vS", "-n", "leaf.vhd"))).toBe("4096\n4096\n");
     expect(vhdUtil("read", "-r", "0", "-c", "40960", "-n", "leaf.vhd").stdout.equals(start)).toBe(true);
     said(vhdUtil("check", "-p", "-n", "leaf.vhd"));
+    const smaller = vhdUtil("resize", "-s", "20", "-n", "leaf.vhd", "-j", path("leaf.journal"));
+    expect(smaller.status).toBe(38);
+    expect(smaller.stdout.toString()).toBe("dynamic shrink not fully implemented\nresize failed: -38\n");
+    said(vhdUtil("resize", "--shrink", "-s", "20", "-n", "leaf.vhd", "-j", path("leaf.journal")));
+    expect(vhdUtil("read", "-r", "0", "-c", "40960", "-n", "leaf.vhd").stdout.equals(start)).toBe(true);
     said(vhdUtil("create", "-n", "room.vhd", "-s", "20", "-S", "100"));
     said(vhdUtil("resize", "--debug", "-s", "100", "-n", "room.vhd", "-f"));
     expect(said(vhdUtil("query", "-v", "-n", "room.vhd"))).toBe("100\n");

@@ -1,6 +1,6 @@
 import { constants } from "node:os";
 import * as z from "zod";
-import { UsageError } from "../cli/failure.ts";
+import { ToolError, UsageError } from "../cli/failure.ts";
 import { parseNumber } from "../cli/getopt.ts";
 import { print } from "../cli/output.ts";
 import { suiteCommand } from "../cli/suite.ts";
@@ -8,7 +8,7 @@ import { announcing } from "./failing.ts";
 import { describeImage } from "./image.ts";
 import { flag, help, name, valued } from "./options.ts";
 
-const { EINVAL } = constants.errno;
+const { EINVAL, ENOSYS } = constants.errno;
 const MIB = 2 ** 20;
 const BLOCK = 2 * MIB;
 
@@ -28,10 +28,10 @@ export const resize = suiteCommand("vhd-util", {
     size: valued("s", "MiB", "the new virtual size"),
     journal: valued("j", "file", "taken and not needed: whatever interrupts it, resizing can be started again", "file"),
     fast: flag("f", "fail if anything had to be moved"),
+    shrink: { long: "shrink", description: "let the disk become smaller: what is behind its new end is lost" },
     h: help,
   },
   manual: {
-    details: ["What a smaller disk does not have any more is lost."],
     examples: [{ text: "Grow a disk to 40 GiB", command: "vhd-util resize -n disk.vhd -s 40960 -j disk.journal" }],
   },
   async run({ options, operands }, jobs) {
@@ -40,7 +40,7 @@ export const resize = suiteCommand("vhd-util", {
     if (path === undefined || size === undefined || ways !== 1 || operands.length > 0) {
       throw new UsageError("-n, -s and one of -j and -f are needed");
     }
-    const { footer } = await announcing(
+    const { footer, size: current } = await announcing(
       (errno) => `error opening ${path}: ${errno}`,
       () => describeImage(jobs, path, {}),
     );
@@ -49,6 +49,11 @@ export const resize = suiteCommand("vhd-util", {
       return EINVAL;
     }
     const bytes = Math.ceil((parseNumber(size, "-s") * MIB) / BLOCK) * BLOCK;
+    if (bytes < current && !options.shrink) {
+      // The original can't; who calls it so would be surprised to lose data.
+      print(`dynamic shrink not fully implemented\nresize failed: -${ENOSYS}`);
+      throw new ToolError("the disk would become smaller: --shrink lets it", ENOSYS);
+    }
     const work = () => jobs.run({ job: "resize", path, size: bytes, fast: fast === true }, z.null());
     // The original says nothing of a fast one that fails.
     if (fast) await work();
