@@ -321,7 +321,11 @@ describe("tapdisk serve", () => {
       [["serve", "vhd:/x", "--bitmap-cache", "0"], /--bitmap-cache: expected a whole number from 1 to 2047/],
       [["serve", "vhd:/x", "--poll-us", "1e3"], /--poll-us: expected a whole number/],
       [["serve", "vhd:/x", "--unknown"], /unknown option '--unknown'/],
-      [["serve", "vhd:/x", "vhd:/y"], /too many arguments/],
+      [["serve", "vhd:/x", "vhd:/y", "--nbd", "unix:/z"], /--nbd: expected as many addresses as disks \(2\), or none/],
+      [
+        ["serve", "vhd:/x", "--ring", "unix:/y", "--ring", "unix:/z"],
+        /--ring: expected as many addresses as disks \(1\)/,
+      ],
     ])("the command line %j", async (args, message) => {
       const { status, stdout, stderr } = await outcomeOf(tapdisk, args);
       expect({ status, stdout }).toEqual({ status: 2, stdout: "" });
@@ -331,6 +335,6 @@ describe("tapdisk serve", () => {
   });
 
   it("explains itself", async () => {
-    expect(await run(tapdisk, ["serve", "--help"])).toMatch(/Usage: tapdisk serve \[options\] <disk>/);
+    expect(await run(tapdisk, ["serve", "--help"])).toMatch(/Usage: tapdisk serve \[options\] <disk\.\.\.>/);
   });
 });

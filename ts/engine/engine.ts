@@ -4,7 +4,7 @@
  * and nothing at all opens a disk or a socket.
  */
 
-import * as z from "zod";
+import * as z from "zod/mini";
 import type * as wasm from "../../build/wasm/vhd_wasm.js";
 import { type Layout, Records } from "./records.ts";
 
@@ -31,7 +31,7 @@ export interface OpenSpec {
   readonly modified?: number;
 }
 
-const areaSchema = z.object({ offset: z.int().nonnegative(), capacity: z.int().positive() });
+const areaSchema = z.object({ offset: z.int().check(z.nonnegative()), capacity: z.int().check(z.positive()) });
 
 const layoutSchema = z.object({
   operations: areaSchema,
@@ -40,20 +40,20 @@ const layoutSchema = z.object({
   finished: areaSchema,
   requests: areaSchema,
   responses: areaSchema,
-  staging: z.object({ offset: z.int().nonnegative(), length: z.int().positive() }),
+  staging: z.object({ offset: z.int().check(z.nonnegative()), length: z.int().check(z.positive()) }),
 });
 
 /** An opened disk, as the open job describes it. */
 export const openedDiskSchema = z.object({
-  sectors: z.int().nonnegative(),
-  sizeBytes: z.int().nonnegative(),
+  sectors: z.int().check(z.nonnegative()),
+  sizeBytes: z.int().check(z.nonnegative()),
   /** `fixed`, `dynamic`, `differencing` or `raw`. */
   type: z.string(),
   /** Bytes; 0 for disks without blocks. */
-  blockSize: z.int().nonnegative(),
+  blockSize: z.int().check(z.nonnegative()),
   uuid: z.string(),
   /** Images in the chain, itself included. */
-  depth: z.int().positive(),
+  depth: z.int().check(z.positive()),
   /** What was odd about the file but no reason to refuse it. */
   warnings: z.array(z.string()),
 });
@@ -66,7 +66,7 @@ const accessSchema = z.enum(["inspect", "read", "parent", "merge", "write", "cre
 /** What a job will do with a file; `crates/vhd/src/wants.rs` says what each means. */
 export type Access = z.infer<typeof accessSchema>;
 
-const fileSchema = z.int().nonnegative();
+const fileSchema = z.int().check(z.nonnegative());
 
 const wantSchema = z.union([
   z.object({ open: z.object({ path: z.string(), driver: z.enum(["vhd", "aio"]), access: accessSchema }) }),
@@ -91,8 +91,8 @@ export type Answer =
 
 const progressSchema = z.object({
   phase: z.string(),
-  done: z.number().nonnegative(),
-  total: z.number().nonnegative(),
+  done: z.number().check(z.nonnegative()),
+  total: z.number().check(z.nonnegative()),
 });
 
 /** How far a job is: what it is at, how much of that is done, and how much it is in all (0: not known). */
@@ -104,12 +104,12 @@ export type JobDescription = { readonly job: string } & Readonly<Record<string, 
 const failedJobSchema = z.object({
   error: z.object({
     message: z.string(),
-    file: z.string().nullish(),
-    structure: z.string().nullish(),
+    file: z.nullish(z.string()),
+    structure: z.nullish(z.string()),
     // A number from a corrupt file need not be a safe integer.
-    offset: z.number().nullish(),
-    found: z.string().nullish(),
-    expected: z.string().nullish(),
+    offset: z.nullish(z.number()),
+    found: z.nullish(z.string()),
+    expected: z.nullish(z.string()),
     errno: z.int(),
   }),
 });
@@ -182,7 +182,7 @@ export class Engine {
 
   /** What the running job wants of the host, if anything. Each want is told once, and answered by {@link provide}. */
   want(): Want | null {
-    return wantSchema.nullable().parse(JSON.parse(this.#engine.want()));
+    return z.nullable(wantSchema).parse(JSON.parse(this.#engine.want()));
   }
 
   /** Answers the last want. */

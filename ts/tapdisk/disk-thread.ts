@@ -1,8 +1,12 @@
 import { fileURLToPath } from "node:url";
 import { Worker } from "node:worker_threads";
 import type { OpenedDisk } from "../engine/engine.ts";
+import { compiledEngine } from "../engine/load-node.ts";
 import { type Control, type DiskOptions, type Report, reportSchema } from "./messages.ts";
 import type { PortModule } from "./port.ts";
+
+/** A data plane makes next to no garbage; what V8 gives young objects by itself is for programs that do. */
+const YOUNG_MIB = 2;
 
 /** What the main thread needs of the native module to talk to a worker. */
 export type ThreadPort = Pick<PortModule, "duplicateFd" | "wake">;
@@ -50,7 +54,10 @@ export class DiskThread {
    * @throws an error that says why the disk can't be opened.
    */
   static async open(port: ThreadPort, options: DiskOptions, entry: string | URL = workerFile()): Promise<DiskThread> {
-    const worker = new Worker(entry, { workerData: options });
+    const worker = new Worker(entry, {
+      workerData: { ...options, engine: compiledEngine() },
+      resourceLimits: { maxYoungGenerationSizeMb: YOUNG_MIB },
+    });
     const opened = await firstReport(worker);
     if (opened.kind !== "opened") {
       throw new Error(opened.kind === "failed" ? opened.message : `the worker began with '${opened.kind}'`);

@@ -1,11 +1,11 @@
-import * as z from "zod";
+import * as z from "zod/mini";
 import { openedDiskSchema } from "../engine/engine.ts";
 import { backends } from "./port.ts";
 import { drivers } from "./stack.ts";
 
 const imageSchema = z.object({ driver: z.enum(drivers), name: z.string() });
 
-/** What a data plane worker is started with (`workerData`). */
+/** How a disk is opened and served. */
 export const diskOptionsSchema = z.object({
   /** The stack of images, leaf first. */
   stack: z.tuple([imageSchema], imageSchema),
@@ -13,14 +13,19 @@ export const diskOptionsSchema = z.object({
   /** Go around the page cache. */
   direct: z.boolean(),
   backend: z.enum(backends),
-  bitmapCacheBytes: z.int().positive(),
-  pollMicroseconds: z.int().nonnegative(),
+  bitmapCacheBytes: z.int().check(z.positive()),
+  pollMicroseconds: z.int().check(z.nonnegative()),
 });
 
-/** What a data plane worker is started with. */
+/** How a disk is opened and served. */
 export type DiskOptions = z.infer<typeof diskOptionsSchema>;
 
-const fd = z.int().nonnegative();
+/** What a data plane worker is started with (`workerData`): that, and the engine, whose code all workers share. */
+export const workerDataSchema = z.extend(diskOptionsSchema, {
+  engine: z.instanceof(WebAssembly.Module),
+});
+
+const fd = z.int().check(z.nonnegative());
 
 /** From the main thread to the worker. After each message the worker has to be woken. */
 export const controlSchema = z.discriminatedUnion("kind", [
@@ -31,7 +36,7 @@ export const controlSchema = z.discriminatedUnion("kind", [
     socket: fd,
     received: z.instanceof(Uint8Array),
     structuredReplies: z.boolean(),
-    allocationContext: z.int().nonnegative().optional(),
+    allocationContext: z.optional(z.int().check(z.nonnegative())),
     readOnly: z.boolean(),
   }),
   /** Serve a ring. The worker takes the descriptors over. */

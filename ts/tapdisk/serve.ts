@@ -10,8 +10,8 @@ import { NbdServer } from "./nbd-server.ts";
 import { type PortModule, portModule } from "./port.ts";
 import { RingServer } from "./ring-server.ts";
 
-/** What to serve, and where. Without any address it is NBD on a Unix socket in a new folder. */
-export interface ServeOptions {
+/** A disk to serve, and where. Without any address it is NBD on a Unix socket in a new folder. */
+export interface ServedDisk {
   readonly disk: DiskOptions;
   readonly nbd: Address | undefined;
   readonly ring: Address | undefined;
@@ -21,29 +21,62 @@ export interface ServeOptions {
 const BLOCK_SIZE = { minimum: 512, preferred: 4096, maximum: 32 << 20 } as const;
 
 /**
- * Serves a disk until SIGTERM or SIGINT, then closes it. Prints a URI for each front end when all are ready.
- * @throws what kept the disk from being opened, served or closed.
+ * Serves disks, each in a thread of its own, until SIGTERM or SIGINT or the end of one of them, then closes all. Prints a
+ * URI for each front end, in the order of the disks, when all are ready.
+ * @throws what kept a disk from being opened, served or closed; the first of it.
  */
-export async function serve(options: ServeOptions): Promise<void> {
+export async function serve(disks: readonly ServedDisk[]): Promise<void> {
   const { promise: stopped, resolve: stop } = Promise.withResolvers<void>();
   // Patient: a second signal must not end the program while it makes things durable.
-  await interruptible(stop, () => serveUntil(stopped, options), true);
+  await interruptible(stop, () => serveUntil(stopped, disks), true);
 }
 
-async function serveUntil(stopped: Promise<void>, options: ServeOptions): Promise<void> {
+async function serveUntil(stopped: Promise<void>, disks: readonly ServedDisk[]): Promise<void> {
   const port = portModule();
-  const thread = await DiskThread.open(port, options.disk);
+  const opening = await Promise.allSettled(disks.map((served) => openDisk(port, served)));
+  const open = opening.filter((result) => result.status === "fulfilled").map(({ value }) => value);
+  try {
+    for (const result of opening) {
+      if (result.status === "rejected") {
+        throw result.reason;
+      }
+    }
+    const uris: string[] = [];
+    for (const { servers } of open) {
+      uris.push(...(await servers.open()));
+    }
+    process.stdout.write(`${uris.join("\n")}\n`);
+    await Promise.race([stopped, ...open.map(({ thread }) => thread.ended)]);
+  } finally {
+    await closeAll(open);
+  }
+}
+
+interface OpenDisk {
+  readonly thread: DiskThread;
+  readonly servers: Servers;
+}
+
+async function openDisk(port: PortModule, served: ServedDisk): Promise<OpenDisk> {
+  const thread = await DiskThread.open(port, served.disk);
   for (const warning of thread.disk.warnings) {
     say(`warning: ${warning}`);
   }
-  const servers = new Servers(port, thread, options);
-  try {
-    const uris = await servers.open();
-    process.stdout.write(`${uris.join("\n")}\n`);
-    await Promise.race([stopped, thread.ended]);
-  } finally {
+  return { thread, servers: new Servers(port, thread, served) };
+}
+
+/** Lets no new clients in, then closes the disks at the same time, whatever becomes of the others. */
+async function closeAll(open: readonly OpenDisk[]): Promise<void> {
+  for (const { servers } of open) {
     servers.close();
-    await thread.close().finally(() => servers.removeFolder());
+  }
+  const closing = await Promise.allSettled(
+    open.map(({ thread, servers }) => thread.close().finally(() => servers.removeFolder())),
+  );
+  for (const result of closing) {
+    if (result.status === "rejected") {
+      throw result.reason;
+    }
   }
 }
 
@@ -51,19 +84,19 @@ async function serveUntil(stopped: Promise<void>, options: ServeOptions): Promis
 class Servers {
   readonly #port: PortModule;
   readonly #thread: DiskThread;
-  readonly #options: ServeOptions;
+  readonly #served: ServedDisk;
   readonly #open: { close(): void }[] = [];
   #folder: string | undefined;
 
-  constructor(port: PortModule, thread: DiskThread, options: ServeOptions) {
+  constructor(port: PortModule, thread: DiskThread, served: ServedDisk) {
     this.#port = port;
     this.#thread = thread;
-    this.#options = options;
+    this.#served = served;
   }
 
   /** Opens those that are wanted. Returns their URIs. */
   async open(): Promise<string[]> {
-    const { nbd, ring, disk } = this.#options;
+    const { nbd, ring, disk } = this.#served;
     const uris: string[] = [];
     if (nbd !== undefined || ring === undefined) {
       const server = new NbdServer(this.#port, this.#thread, nbdExport(disk, this.#thread), say);

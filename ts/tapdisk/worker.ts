@@ -8,7 +8,7 @@ import { parentPort, receiveMessageOnPort, workerData } from "node:worker_thread
 import { loadEngineModule } from "../engine/load-node.ts";
 import { Disk } from "./disk.ts";
 import { messageOf } from "./errors.ts";
-import { controlSchema, diskOptionsSchema, type Report } from "./messages.ts";
+import { controlSchema, type Report, workerDataSchema } from "./messages.ts";
 import { portModule } from "./port.ts";
 
 const main = parentPort;
@@ -22,7 +22,8 @@ function report(message: Report): void {
 
 try {
   const { Port } = portModule();
-  const disk = new Disk(diskOptionsSchema.parse(workerData), loadEngineModule(), Port, report);
+  const { engine, ...options } = workerDataSchema.parse(workerData);
+  const disk = new Disk(options, loadEngineModule(engine), Port, report);
   disk.open();
   disk.serve(() => {
     const received = receiveMessageOnPort(main);
