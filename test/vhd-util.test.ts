@@ -398,6 +398,17 @@ describe("more than the original", () => {
     expect([base?.children.length, unicode.split("\n").length]).toEqual([0, 6]);
   });
 
+  test("colours what goes to a terminal, unless NO_COLOR is set", async () => {
+    const { folder } = await chain();
+    const onTerminal = (env: NodeJS.ProcessEnv) => {
+      const command = `'${builtCommand("vhd-util")}' tree --ascii`;
+      const all = { NO_COLOR: undefined, FORCE_COLOR: undefined, TERM: "xterm", ...env };
+      return runIn(folder, "script", ["-qec", command, "/dev/null"], { env: all }).stdout.toString();
+    };
+    expect(onTerminal({})).toContain("\u001b[1mbase.vhd");
+    expect(onTerminal({ NO_COLOR: "1" })).not.toContain("\u001b");
+  });
+
   test("flattens chains", async () => {
     const { vhdUtil, content } = await chain();
     said(vhdUtil("copy", "-n", "leaf.vhd", "-N", "whole.vhd"));
