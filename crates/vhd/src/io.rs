@@ -424,11 +424,33 @@ impl Io {
         offsets: impl Iterator<Item = u64>,
         length: u64,
     ) -> Result<()> {
+        self.erase_all(OpKind::PunchHole, file, offsets, length)
+            .await
+    }
+
+    /// As [`Io::punch_all`], keeping space for them.
+    pub(crate) async fn zero_all(
+        &self,
+        file: u16,
+        offsets: impl Iterator<Item = u64>,
+        length: u64,
+    ) -> Result<()> {
+        self.erase_all(OpKind::WriteZeroes, file, offsets, length)
+            .await
+    }
+
+    async fn erase_all(
+        &self,
+        kind: OpKind,
+        file: u16,
+        offsets: impl Iterator<Item = u64>,
+        length: u64,
+    ) -> Result<()> {
         let mut flight = Flight::new("block");
         for offset in offsets {
             flight.make_room(4).await;
             if flight.error.is_none() {
-                let op = plain_op(OpKind::PunchHole, file, offset, length);
+                let op = plain_op(kind, file, offset, length);
                 flight.push(self.start(op, None), offset, 0);
             }
         }

@@ -6,6 +6,7 @@
 //! its place, and then the footers name that again. A power cut leaves the old header, the new one, or the copy of the new
 //! one, each as good as the others; the copy is dissolved by the next change, or by the job that repairs.
 
+mod allocate;
 mod extend_table;
 mod fixed;
 mod header;

@@ -125,14 +125,8 @@ async fn copy_blocks(
 
 /// Makes the target zeros up to its footer.
 async fn prepare(context: &Context, target: &FileSpec, end: u64) -> Result<()> {
-    if target.block_device {
-        context.clear_footers(target).await?;
-        return context
-            .io
-            .punch_all(target.file, [0].into_iter(), end)
-            .await;
-    }
-    context.io.truncate(target.file, end + 512).await
+    context.clear_footers(target).await?;
+    context.make_zeros(target, end, end + 512).await
 }
 
 /// Copies what is no hole in a range of a file to the same place in another one.

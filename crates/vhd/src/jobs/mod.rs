@@ -10,7 +10,9 @@ mod check;
 mod children;
 mod clone;
 mod coalesce;
+mod convert;
 mod create;
+mod fill;
 mod info;
 mod map;
 mod mend;
@@ -19,6 +21,7 @@ mod new_image;
 mod parents;
 mod repair;
 mod resize;
+mod revert;
 mod set;
 mod snapshot;
 
@@ -46,7 +49,9 @@ pub use check::{
 pub use children::{Child, Children, ChildrenSpec, Member};
 pub use clone::CloneSpec;
 pub use coalesce::{CoalesceSpec, Coalesced, Estimate, OutputSpec, RecordSpec};
+pub use convert::{ConvertSpec, Format};
 pub use create::CreateSpec;
+pub use fill::FillSpec;
 pub use info::{
     BatDescription, BatmapDescription, ImageDescription, InfoSpec, LocatorDescription, Problem,
 };
@@ -55,6 +60,7 @@ pub use mend::{Left, MendSpec, Mended, Planned, UndoSpec, Undone};
 pub use modify::{ModifySpec, NewParent};
 pub use repair::RepairSpec;
 pub use resize::ResizeSpec;
+pub use revert::RevertSpec;
 pub use set::SetSpec;
 pub use snapshot::{Snapshot, SnapshotSpec};
 
@@ -86,6 +92,12 @@ pub enum JobSpec {
     Snapshot(SnapshotSpec),
     /// Make a copy of one image of a chain.
     Clone(CloneSpec),
+    /// Make a new image of what a disk holds.
+    Convert(ConvertSpec),
+    /// Give all blocks of a disk their places.
+    Fill(FillSpec),
+    /// Undo an interrupted resize of blktap's.
+    Revert(RevertSpec),
     /// Make a disk larger or smaller.
     Resize(ResizeSpec),
     /// Put an image's footers, header and batmap in order.
@@ -300,6 +312,9 @@ pub(crate) async fn run(context: Context, spec: JobSpec) -> Result<Outcome> {
         JobSpec::Create(spec) => create::run(&context, &spec).await.map(|()| Outcome::Done),
         JobSpec::Snapshot(spec) => snapshot::run(&context, &spec).await.map(Outcome::Snapshot),
         JobSpec::Clone(spec) => clone::run(&context, &spec).await.map(|()| Outcome::Done),
+        JobSpec::Convert(spec) => convert::run(&context, &spec).await.map(|()| Outcome::Done),
+        JobSpec::Fill(spec) => fill::run(&context, &spec).await.map(|()| Outcome::Done),
+        JobSpec::Revert(spec) => revert::run(&context, &spec).await.map(|()| Outcome::Done),
         JobSpec::Resize(spec) => resize::run(&context, &spec).await.map(|()| Outcome::Done),
         JobSpec::Repair(spec) => repair::run(&context, &spec).await.map(|()| Outcome::Done),
         JobSpec::Set(spec) => set::run(&context, &spec).await.map(|()| Outcome::Done),

@@ -5,9 +5,10 @@ use super::Context;
 use crate::error::{Error, Result, errno};
 use crate::format::bat;
 use crate::format::batmap::{self, Batmap};
+use crate::format::bitmap;
 use crate::format::footer::{self, Footer};
 use crate::format::header::{self, Header};
-use crate::image::{MAX_BAT_ENTRIES, MAX_DYNAMIC_SIZE};
+use crate::image::{ALIGNMENT, MAX_BAT_ENTRIES, MAX_DYNAMIC_SIZE, bitmap_sectors};
 use crate::metadata::{padded, room, with_locators};
 use crate::open::{Driver, FileSpec};
 use crate::parent_link::ParentLink;
@@ -96,25 +97,98 @@ impl Context {
         self.io.sync(file.file).await
     }
 
+    /// Makes everything of a new file or block device zeros that is before byte `end`, and the file `size` bytes long.
+    pub(super) async fn make_zeros(&self, file: &FileSpec, end: u64, size: u64) -> Result<()> {
+        if file.block_device {
+            return self.io.punch_all(file.file, [0].into_iter(), end).await;
+        }
+        self.io.truncate(file.file, size).await
+    }
+
     /// Writes an empty image: header, BAT, batmap and locators as blktap has them, and the footers when these are durable.
     ///
     /// # Errors
     /// A size or block size out of range, `ENOSPC` on a block device that is too small, or an I/O error.
     pub(super) async fn write_empty(&self, file: &FileSpec, image: &Empty<'_>) -> Result<()> {
-        check_sizes(image)?;
+        self.write_blank(file, Blank::new(image)?).await
+    }
+
+    /// Writes the structures of an image whose blocks have their data already.
+    ///
+    /// # Errors
+    /// `ENOSPC` on a block device that is too small, or an I/O error.
+    pub(super) async fn write_blank(&self, file: &FileSpec, blank: Blank) -> Result<()> {
         let io = &self.io;
+        let mut end = blank.end * 512;
+        if file.block_device {
+            let used_end = end;
+            end = device_end(file)?;
+            if used_end > end {
+                return Err(too_small(file, used_end + 512));
+            }
+        } else {
+            io.truncate(file.file, end + footer::LENGTH as u64).await?;
+        }
+        self.clear_footers(file).await?;
+        for (index, entries) in blank.table.chunks(PIECE / 4).enumerate() {
+            let at = TABLE + (index * PIECE) as u64;
+            io.write("BAT", file.file, at, &bat::encode(entries))
+                .await?;
+        }
+        let full = vec![0xff; blank.bitmap_sectors as usize * 512];
+        let places = blank.table.iter().filter(|place| **place != bat::UNUSED);
+        let bitmaps = places.map(|place| (u64::from(*place) * 512, full.as_slice()));
+        io.write_all("bitmap", file.file, bitmaps).await?;
+        let mut metadata = blank.metadata;
+        if let Some((at, mut batmap)) = blank.batmap {
+            let mut map = vec![0; batmap.sectors as usize * 512];
+            for (block, place) in (0..).zip(&blank.table) {
+                if *place != bat::UNUSED {
+                    bitmap::set_range(&mut map, block, 1);
+                }
+            }
+            batmap.checksum = batmap::checksum(&map, batmap.version);
+            metadata.push((at, batmap.encode().to_vec()));
+            metadata.push((batmap.offset, map));
+        }
+        let pieces = metadata.iter().map(|(at, bytes)| (*at, bytes.as_slice()));
+        io.write_all("metadata", file.file, pieces).await?;
+        self.write_footers(file, &blank.footer, end).await
+    }
+}
+
+/// An image with a BAT before it is written: blocks may get places, and the data there, before the rest.
+pub(super) struct Blank {
+    footer: Footer,
+    table: Vec<u32>,
+    bitmap_sectors: u32,
+    block_sectors: u64,
+    /// Byte offset of the batmap's header, and what it says of its place.
+    batmap: Option<(u64, Batmap)>,
+    /// Header and locators, with their byte offsets.
+    metadata: Vec<(u64, Vec<u8>)>,
+    /// First sector behind everything.
+    end: u64,
+}
+
+impl Blank {
+    /// An image without blocks.
+    ///
+    /// # Errors
+    /// A size or block size out of range.
+    pub(super) fn new(image: &Empty<'_>) -> Result<Self> {
+        check_sizes(image)?;
         let entries = image.max_size.div_ceil(u64::from(image.block_size));
         let header = Header::new(TABLE, entries as u32, image.block_size);
         let mut footer = image.footer.clone();
         let mut end = batmap::header_offset(TABLE, header.max_table_entries);
         let mut metadata: Vec<(u64, Vec<u8>)> = Vec::new();
+        let mut batmap = None;
         if image.block_size == BLOCK_SIZE {
             footer.promise_batmap();
             let map_at = end + batmap::HEADER_LENGTH as u64;
             let sectors = entries.div_ceil(8 * 512).max(1);
-            let batmap = Batmap::new(map_at, sectors as u32);
-            metadata.push((end, batmap.encode().to_vec()));
-            metadata.push((map_at, vec![0; sectors as usize * 512]));
+            batmap = Some((end, Batmap::new(map_at, sectors as u32)));
             end = map_at + sectors * 512;
         }
         let names = image.parent.map(ParentLink::names).unwrap_or_default();
@@ -129,30 +203,48 @@ impl Context {
             parent.name_in(&mut header);
         }
         metadata.push((footer::LENGTH as u64, header.encode().to_vec()));
-        let used_end = end;
-        if file.block_device {
-            end = device_end(file)?;
-            if used_end > end {
-                return Err(Error {
-                    errno: errno::ENOSPC,
-                    ..Error::invalid("file", "the block device is too small for the image")
-                        .found(file.size, format!("at least {} bytes", used_end + 512))
-                });
-            }
-        } else {
-            io.truncate(file.file, end + footer::LENGTH as u64).await?;
+        let sectors = image.block_size / 512;
+        Ok(Self {
+            footer,
+            table: vec![bat::UNUSED; entries as usize],
+            bitmap_sectors: bitmap_sectors(sectors),
+            block_sectors: u64::from(sectors),
+            batmap,
+            metadata,
+            end: end / 512,
+        })
+    }
+
+    /// The sector of a block's bitmap; if it has no place, it gets one behind the others, before byte `limit`.
+    ///
+    /// # Errors
+    /// `ENOSPC` if there is no more room.
+    pub(super) fn place(&mut self, block: usize, limit: Option<u64>) -> Result<u64> {
+        let no_room = || Error {
+            errno: errno::ENOSPC,
+            ..Error::invalid("BAT", "no room is left for a block")
+        };
+        let entry = self.table.get_mut(block).ok_or_else(no_room)?;
+        if *entry == bat::UNUSED {
+            let bitmap = u64::from(self.bitmap_sectors);
+            let place = (self.end + bitmap).next_multiple_of(ALIGNMENT) - bitmap;
+            let end = place + bitmap + self.block_sectors;
+            let fits = limit.is_none_or(|limit| end * 512 <= limit);
+            *entry = u32::try_from(place)
+                .ok()
+                .filter(|place| fits && *place != bat::UNUSED)
+                .ok_or_else(no_room)?;
+            self.end = end;
         }
-        self.clear_footers(file).await?;
-        let table = bat::encode(&vec![bat::UNUSED; PIECE / 4]);
-        let table_bytes = (entries * 4).next_multiple_of(512) as usize;
-        let pieces = (0..table_bytes).step_by(PIECE).map(|at| {
-            let piece = &table[..(table_bytes - at).min(PIECE)];
-            (TABLE + at as u64, piece)
-        });
-        io.write_all("BAT", file.file, pieces).await?;
-        let pieces = metadata.iter().map(|(at, bytes)| (*at, bytes.as_slice()));
-        io.write_all("metadata", file.file, pieces).await?;
-        self.write_footers(file, &footer, end).await
+        Ok(u64::from(*entry))
+    }
+}
+
+fn too_small(file: &FileSpec, bytes: u64) -> Error {
+    Error {
+        errno: errno::ENOSPC,
+        ..Error::invalid("file", "the block device is too small for the image")
+            .found(file.size, format!("at least {bytes} bytes"))
     }
 }
 
