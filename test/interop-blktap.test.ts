@@ -1,10 +1,14 @@
 // The original, blktap 4.0.8: chains of vhd-util's that the original tapdisk wrote are read and written, and it reads the
 // result and finds nothing wrong. Part of `make interop BLKTAP=<prefix>` only.
 
-import { readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { check, readWithOriginal, vhdUtil, writeWithOriginal } from "./support/blktap.ts";
+import type { JobDescription } from "../ts/engine/engine.ts";
+import { loadEngineModule } from "../ts/engine/load-node.ts";
+import { JobRunner } from "../ts/host/job-runner.ts";
+import { portModule } from "../ts/tapdisk/port.ts";
+import { check, interrupted, readWithOriginal, vhdUtil, writeWithOriginal } from "./support/blktap.ts";
 import { partialBlocks, scattered } from "./support/chains.ts";
 import { expectSame, MIB, pattern, SECTOR, sha256 } from "./support/data.ts";
 import { applyExtents, contentWith, type Extent, readThrough, writeThrough, writeWithQemu } from "./support/images.ts";
@@ -296,4 +300,87 @@ describe("after kill -9", () => {
       expect((await check(path, [])).stdout).toContain(`${path} is valid\n`);
     }
   });
+});
+
+describe("images that our jobs make", () => {
+  const uuids = Array.from({ length: 9 }, (_, index) => `6f7a1d0c-5a3b-4f57-9b05-f5a1b0a3c9d${index}`);
+  const now = 1_790_000_000;
+  const vhd = "vhd";
+
+  /** Runs jobs one after another. */
+  async function jobs(...descriptions: JobDescription[]): Promise<void> {
+    const runner = new JobRunner(loadEngineModule(), portModule().Port);
+    try {
+      for (const description of descriptions) await runner.run(description);
+    } finally {
+      runner.close();
+    }
+  }
+
+  test("are right for it: created, with children, cloned, resized, filled, with other parents", async () => {
+    const folder = temporaryDirectory();
+    const [base, child, copy, flat, other] = ["base", "child", "copy", "flat", "other"].map((name) =>
+      join(folder, `${name}.vhd`),
+    ) as [string, string, string, string, string];
+    await jobs({ job: "create", path: base, type: "dynamic", size: SIZE, uuid: uuids[0], now });
+    await expectValid(base);
+    const content = contentWith(SIZE, []);
+    const first = extentsFor(3);
+    await writeWithOriginal(base, first);
+    applyExtents(content, first);
+    await jobs({ job: "snapshot", path: child, parent: { path: base, driver: vhd }, uuid: uuids[1], now });
+    await expectValid(child);
+    expect(await vhdUtil("query", "-n", child, "-p")).toContain(base);
+    const second = extentsFor(4);
+    await writeWithOriginal(child, second);
+    applyExtents(content, second);
+    await jobs(
+      { job: "clone", path: child, target: copy, uuid: uuids[2] },
+      { job: "clone", path: base, target: other, uuid: uuids[3] },
+      { job: "convert", path: child, driver: vhd, target: flat, format: "dynamic", uuid: uuids[4], now },
+      { job: "modify", path: copy, parent: { path: other, driver: vhd } },
+      { job: "set", path: copy, hidden: 1, marker: 7 },
+    );
+    for (const path of [copy, other, flat]) await expectValid(path);
+    expect(await vhdUtil("query", "-n", copy, "-p", "-f", "-m")).toBe(`${other}\nhidden: 1\nmarker: 7\n`);
+    for (const path of [copy, flat]) expectSame(await readWithOriginal(path), content, path);
+
+    // Beyond the room of the BAT, and back.
+    const large = 400 * MIB;
+    await jobs(
+      { job: "resize", path: child, size: large },
+      { job: "resize", path: flat, size: large },
+      { job: "repair", path: copy },
+    );
+    for (const path of [child, flat]) {
+      await expectValid(path);
+      expect(await vhdUtil("query", "-n", path, "-v", "-S")).toBe("400\n400\n");
+      const grown = Buffer.concat([content, Buffer.alloc(large - SIZE)]);
+      expectSame(await readWithOriginal(path), grown, path);
+    }
+    await jobs(
+      { job: "resize", path: child, size: 6 * MIB },
+      { job: "fill", path: child, bitmapsOnly: true },
+      { job: "modify", path: flat, dropData: true },
+    );
+    for (const path of [child, flat]) await expectValid(path);
+    expectSame(await readWithOriginal(child), content.subarray(0, 6 * MIB), "shrunk");
+    expect(await vhdUtil("query", "-n", flat, "-a")).toBe("0\n");
+    expect(await vhdUtil("query", "-n", child, "-a")).toBe("3\n");
+  });
+
+  test.each(["BEGIN", "DATA_MOVED", "METADATA_MOVED", "END"])(
+    "are as before when its resize is interrupted at %s and reverted",
+    async (point) => {
+      const { leaf, content } = await makeChain(1, 0);
+      const journal = `${leaf}.journal`;
+      const outcome = await interrupted(`RESIZE_${point}`, ["resize", "-n", leaf, "-s", "20000", "-j", journal]);
+      expect(outcome.status).not.toBe(0);
+      expect(existsSync(journal)).toBe(true);
+      await jobs({ job: "revert", path: leaf, journal });
+      expect(existsSync(journal)).toBe(false);
+      await expectValid(leaf);
+      expectSame(await readWithOriginal(leaf), content, "reverted");
+    },
+  );
 });

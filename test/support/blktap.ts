@@ -16,6 +16,11 @@ export async function vhdUtil(...args: string[]): Promise<string> {
   return await run(program, args);
 }
 
+/** Runs vhd-util, which is to fail at the point that its own tests name so. */
+export async function interrupted(point: string, args: readonly string[]): Promise<Outcome> {
+  return await outcomeOf("env", [`VHD_UTIL_TEST_FAIL_${point}=1`, program, ...args]);
+}
+
 /** What its checker says of an image and its parents. */
 export async function check(path: string, options: readonly string[]): Promise<Outcome> {
   return await outcomeOf(program, ["check", "-n", path, "-p", ...options]);

@@ -154,6 +154,12 @@ export class Engine {
     this.records.refresh();
   }
 
+  /** Starts the job that makes the open disk `sizeBytes` large while it is in use. */
+  grow(sizeBytes: number): void {
+    this.#engine.grow(sizeBytes);
+    this.records.refresh();
+  }
+
   /** Asks for dirty metadata to be written though nobody waits for it; for when the host is idle. */
   syncMetadata(): void {
     this.#engine.sync_metadata();

@@ -1,5 +1,5 @@
 import { afterEach, describe, expect, it } from "vitest";
-import { AttachError, DiskThread } from "./disk-thread.ts";
+import { DiskThread, RefusedError } from "./disk-thread.ts";
 import { type DiskOptions, diskOptionsSchema } from "./messages.ts";
 
 const options: DiskOptions = diskOptionsSchema.parse({
@@ -73,8 +73,19 @@ describe("DiskThread", () => {
     const thread = await open(`opened();
       on(({ request }) => report({ kind: "refused", request, message: "no ring", errno: 22 }));`);
     const refusal = await thread.attachRing(ring, () => {}).catch((error: unknown) => error);
-    expect(refusal).toBeInstanceOf(AttachError);
+    expect(refusal).toBeInstanceOf(RefusedError);
     expect(refusal).toMatchObject({ message: "no ring", errno: 22 });
+    await thread.close();
+  });
+
+  it("knows the disk's new size, and why it can't have one", async () => {
+    const thread = await open(`opened();
+      on(({ request, sizeBytes }) => report(sizeBytes > 9000
+        ? { kind: "refused", request, message: "no room", errno: 22 } : { kind: "grown", request }));`);
+    await thread.grow(8192);
+    expect(thread.disk).toMatchObject({ sizeBytes: 8192, sectors: 16 });
+    await expect(thread.grow(9216)).rejects.toMatchObject({ message: "no room", errno: 22 });
+    expect(thread.disk.sizeBytes).toBe(8192);
     await thread.close();
   });
 

@@ -11,15 +11,23 @@ const YOUNG_MIB = 2;
 /** What the main thread needs of the native module to talk to a worker. */
 export type ThreadPort = Pick<PortModule, "duplicateFd" | "wake">;
 
-/** A front end that the data plane refused; the positive `errno` says why. */
-export class AttachError extends Error {
-  override readonly name = "AttachError";
+/** A front end, or a size, that the data plane refused; the positive `errno` says why. */
+export class RefusedError extends Error {
+  override readonly name = "RefusedError";
   readonly errno: number;
 
   constructor(message: string, errno: number) {
     super(message);
     this.errno = errno;
   }
+}
+
+const SECTOR = 512;
+
+interface Growing {
+  readonly sizeBytes: number;
+  readonly resolve: () => void;
+  readonly reject: (error: Error) => void;
 }
 
 interface Attaching {
@@ -35,8 +43,6 @@ type Attach =
 
 /** The main thread's end of a worker that runs the data plane of one disk. */
 export class DiskThread {
-  /** What was opened. */
-  readonly disk: OpenedDisk;
   /** What executes file operations. */
   readonly backend: string;
   /** Settles when the worker is gone: resolves after {@link close}, rejects when it died of an error. */
@@ -47,6 +53,8 @@ export class DiskThread {
   readonly #wakeFd: number;
   readonly #attaching = new Map<number, Attaching>();
   readonly #frontEnds = new Map<number, () => void>();
+  readonly #growing = new Map<number, Growing>();
+  #disk: OpenedDisk;
   #requests = 0;
 
   /**
@@ -68,7 +76,7 @@ export class DiskThread {
   private constructor(port: ThreadPort, worker: Worker, opened: Extract<Report, { kind: "opened" }>) {
     this.#port = port;
     this.#worker = worker;
-    this.disk = opened.disk;
+    this.#disk = opened.disk;
     this.backend = opened.backend;
     this.#wakeFd = port.duplicateFd(opened.wakeFd);
     this.ended = new Promise((resolve, reject) => {
@@ -95,11 +103,28 @@ export class DiskThread {
     this.ended.catch(() => {});
   }
 
+  /** What was opened, as large as it is now. */
+  get disk(): OpenedDisk {
+    return this.#disk;
+  }
+
+  /**
+   * Makes the disk larger, while it is in use. Clients that are connected go on; those that come later see the new size.
+   * @throws RefusedError when the disk can't have that size; it has its old one then
+   */
+  grow(sizeBytes: number): Promise<void> {
+    const request = this.#requests++;
+    return new Promise((resolve, reject) => {
+      this.#growing.set(request, { sizeBytes, resolve, reject });
+      this.#send({ kind: "grow", request, sizeBytes });
+    });
+  }
+
   /**
    * Serves an NBD connection that is past its handshake. The data plane takes `socket`, a descriptor, over.
    * `onClosed` is called when the connection has ended.
    * @returns the front end's number
-   * @throws AttachError
+   * @throws RefusedError
    */
   attachNbd(connection: Omit<Extract<Attach, { kind: "attachNbd" }>, "kind">, onClosed: () => void): Promise<number> {
     return this.#attach({ kind: "attachNbd", ...connection }, onClosed);
@@ -108,7 +133,7 @@ export class DiskThread {
   /**
    * Serves a ring. The data plane takes its descriptors over. `onClosed` is called when the front end has ended.
    * @returns the front end's number
-   * @throws AttachError
+   * @throws RefusedError
    */
   attachRing(ring: { memory: number; kick: number; notify: number }, onClosed: () => void): Promise<number> {
     return this.#attach({ kind: "attachRing", ...ring }, onClosed);
@@ -152,9 +177,21 @@ export class DiskThread {
         attaching?.resolve(report.frontEnd);
         break;
       }
+      case "grown": {
+        const growing = this.#growing.get(report.request);
+        this.#growing.delete(report.request);
+        if (growing !== undefined) {
+          const { sizeBytes } = growing;
+          this.#disk = { ...this.#disk, sizeBytes, sectors: sizeBytes / SECTOR };
+          growing.resolve();
+        }
+        break;
+      }
       case "refused":
-        this.#attaching.get(report.request)?.reject(new AttachError(report.message, report.errno));
-        this.#attaching.delete(report.request);
+        for (const waiting of [this.#attaching, this.#growing]) {
+          waiting.get(report.request)?.reject(new RefusedError(report.message, report.errno));
+          waiting.delete(report.request);
+        }
         break;
       case "frontEndClosed": {
         const onClosed = this.#frontEnds.get(report.frontEnd);
@@ -174,6 +211,10 @@ export class DiskThread {
       attaching.reject(new Error("the disk is closed"));
     }
     this.#attaching.clear();
+    for (const growing of this.#growing.values()) {
+      growing.reject(new Error("the disk is closed"));
+    }
+    this.#growing.clear();
     for (const onClosed of this.#frontEnds.values()) {
       onClosed();
     }

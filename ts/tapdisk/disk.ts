@@ -1,4 +1,4 @@
-import { Engine, type EngineModule, type OpenedDisk } from "../engine/engine.ts";
+import { Engine, type EngineModule, JobError, type OpenedDisk } from "../engine/engine.ts";
 import { HostFiles } from "../host/files.ts";
 import { DataPlane } from "./data-plane.ts";
 import { errnoOf, messageOf } from "./errors.ts";
@@ -6,6 +6,7 @@ import type { Control, DiskOptions, Report } from "./messages.ts";
 import type { Port, PortModule } from "./port.ts";
 import { Vbd } from "./vbd.ts";
 
+const SECTOR = 512;
 /** How long clients get to take their last answers when the disk is closed. */
 const DRAIN_MS = 10_000;
 /** How often closing is tried, and the time between two attempts. */
@@ -145,9 +146,26 @@ export class Disk {
           this.#port.detach(message.frontEnd);
         }
         break;
+      case "grow":
+        this.#grow(message.request, message.sizeBytes);
+        break;
       case "close":
         this.#closing = true;
         break;
+    }
+  }
+
+  /** Clients are served meanwhile, but for new ones; the next message is read when it is over. */
+  #grow(request: number, sizeBytes: number): void {
+    this.#engine.grow(sizeBytes);
+    this.#runJob();
+    try {
+      this.#engine.jobResult();
+      this.#vbd.grow(sizeBytes / SECTOR);
+      this.#report({ kind: "grown", request });
+    } catch (error) {
+      const errno = error instanceof JobError ? error.errno : errnoOf(error);
+      this.#report({ kind: "refused", request, message: messageOf(error), errno });
     }
   }
 

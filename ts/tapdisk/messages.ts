@@ -43,6 +43,8 @@ export const controlSchema = z.discriminatedUnion("kind", [
   z.object({ kind: z.literal("attachRing"), request: z.int(), memory: fd, kick: fd, notify: fd }),
   /** Finish what a front end has in flight, then let it go. */
   z.object({ kind: z.literal("detach"), frontEnd: z.int() }),
+  /** Make the disk larger, while it is in use. */
+  z.object({ kind: z.literal("grow"), request: z.int(), sizeBytes: z.int().check(z.positive()) }),
   /** Let all front ends go, close the disk, and end. */
   z.object({ kind: z.literal("close") }),
 ]);
@@ -57,7 +59,9 @@ export const reportSchema = z.discriminatedUnion("kind", [
   /** An error ended the worker while it opened or closed the disk. */
   z.object({ kind: z.literal("failed"), message: z.string() }),
   z.object({ kind: z.literal("attached"), request: z.int(), frontEnd: z.int() }),
-  /** A front end can't be attached; `errno` is positive. */
+  /** The disk is larger now. */
+  z.object({ kind: z.literal("grown"), request: z.int() }),
+  /** A front end can't be attached, or the disk not be made larger; `errno` is positive. */
   z.object({ kind: z.literal("refused"), request: z.int(), message: z.string(), errno: z.int() }),
   /** A front end has gone, by itself or because it was told to. */
   z.object({ kind: z.literal("frontEndClosed"), frontEnd: z.int() }),

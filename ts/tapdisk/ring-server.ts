@@ -2,7 +2,7 @@ import { closeSync } from "node:fs";
 import { createServer, type Server, type Socket } from "node:net";
 import { SECTOR } from "../engine/records.ts";
 import type { DiskThread } from "./disk-thread.ts";
-import { AttachError } from "./disk-thread.ts";
+import { RefusedError } from "./disk-thread.ts";
 import { errnoOf } from "./errors.ts";
 import { type Address, listen } from "./listen.ts";
 import type { PortModule } from "./port.ts";
@@ -68,7 +68,7 @@ export class RingServer {
       await gone;
       this.#thread.detach(frontEnd);
     } catch (error) {
-      const status = error instanceof AttachError ? error.errno : errnoOf(error);
+      const status = error instanceof RefusedError ? error.errno : errnoOf(error);
       socket.end(ringAnswer(status, this.#disk));
       socket.resume();
     } finally {

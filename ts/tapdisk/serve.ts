@@ -104,8 +104,15 @@ class Servers {
       uris.push(formatUri("nbd", await server.listen(nbd ?? (await this.#privateAddress()))));
     }
     if (ring !== undefined) {
-      const { sectors } = this.#thread.disk;
-      const server = new RingServer(this.#port, this.#thread, { sectors, readOnly: disk.readOnly });
+      const thread = this.#thread;
+      const offered = {
+        // It may have grown when the next client comes.
+        get sectors() {
+          return thread.disk.sectors;
+        },
+        readOnly: disk.readOnly,
+      };
+      const server = new RingServer(this.#port, thread, offered);
       this.#open.push(server);
       uris.push(formatUri("ring", await server.listen(ring)));
     }
@@ -137,12 +144,17 @@ function say(message: string): void {
   process.stderr.write(`tapdisk: ${message}\n`);
 }
 
-function nbdExport(options: DiskOptions, { disk }: DiskThread): NbdExport {
+/** What a new client is offered: the disk as it is then, since it may grow. */
+export function nbdExport(options: DiskOptions, thread: Pick<DiskThread, "disk">): NbdExport {
   const [leaf] = options.stack;
   return {
     name: basename(leaf.name),
-    description: `${disk.type} disk of ${disk.sizeBytes} bytes in ${leaf.name}`,
-    size: disk.sizeBytes,
+    get description() {
+      return `${thread.disk.type} disk of ${thread.disk.sizeBytes} bytes in ${leaf.name}`;
+    },
+    get size() {
+      return thread.disk.sizeBytes;
+    },
     readOnly: options.readOnly,
     trim: true,
     writeZeroes: true,

@@ -78,6 +78,11 @@ export class Vbd {
     this.#readOnly = disk.readOnly;
   }
 
+  /** The disk has more sectors now. */
+  grow(sectors: number): void {
+    this.#sectors = sectors;
+  }
+
   /** From now on errors that may pass are answered as they are: the disk is about to be closed. */
   stopRetrying(): void {
     this.#retrying = false;

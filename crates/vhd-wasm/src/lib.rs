@@ -120,6 +120,12 @@ impl Engine {
         self.engine.close();
     }
 
+    /// Starts the job that makes the open disk `size` bytes large, as far as its BAT has room, while it is in use.
+    pub fn grow(&mut self, size: f64) {
+        // Sizes are far below 2^53; what is no size becomes one that is refused.
+        self.engine.grow(size as u64);
+    }
+
     /// Asks for dirty metadata to be written though nobody waits for it; for when the host is idle.
     pub fn sync_metadata(&mut self) {
         self.engine.sync_metadata();

@@ -58,7 +58,12 @@ impl Metadata {
     }
 
     async fn read(io: &Io, spec: &FileSpec) -> Result<Self> {
-        let (image, _, footers) = open::open_vhd(io, spec).await?;
+        // What only readers overlook matters to who works on metadata, also of an image that is to be copied.
+        let strict = FileSpec {
+            read_only: false,
+            ..spec.clone()
+        };
+        let (image, _, footers) = open::open_vhd(io, &strict).await?;
         let mut end = footers.end;
         let mut batmap = None;
         let mut backup_is_good = true;

@@ -2,7 +2,7 @@
 
 mod support;
 
-use support::batmap::Parts;
+use support::batmap::{Parts, full_blocks, with_batmap};
 use support::cuts::Explorer;
 use support::images::{self, Parent, Spec, uuid};
 use support::{Host, NOW, jobs};
@@ -342,6 +342,24 @@ fn clones_read_as_what_they_come_from() {
             original
         );
     }
+}
+
+#[test]
+fn clones_have_the_batmap_of_what_they_come_from() {
+    let (mut host, disk) = chain(2);
+    host.files[0] = with_batmap(&host.files[0], &[]);
+    let image = &host.files[0];
+    let full = full_blocks(image).expect("a batmap");
+    let spec = JobSpec::Clone(CloneSpec {
+        path: images::name(0),
+        target: NEW.to_owned(),
+        uuid: uuid(7),
+    });
+    host.run_job(spec).expect("the copy is made");
+    let copy = &host.files[file(&host, NEW)];
+    assert_eq!(full_blocks(copy), Some(full));
+    assert_eq!(Parts::of(copy).batmap_at(), 2048);
+    assert!(read(&host, NEW, SECTORS) == disk);
 }
 
 #[test]
