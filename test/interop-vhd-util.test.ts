@@ -1,7 +1,7 @@
 // The same command lines given to the original vhd-util (blktap 4.0.8) and to ours, on equal files: standard output and exit
 // status are compared. Part of `make interop BLKTAP=<prefix>` only.
 
-import { chmodSync, cpSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { chmodSync, cpSync, existsSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { beforeAll, describe, expect, test } from "vitest";
@@ -332,6 +332,8 @@ describe("changes", () => {
         ["fill", "-n", "s2.vhd", "-f", "1"],
         ["fill", "-n", "nosuch.vhd"],
         ["fill"],
+        ["revert", "-n", "base.vhd", "-j", "/sr/nosuch"],
+        ["revert"],
       ],
     ],
     [
@@ -352,3 +354,27 @@ describe("changes", () => {
     expectSame(lines);
   });
 });
+
+test.each(["BEGIN", "DATA_MOVED", "METADATA_MOVED", "END"])(
+  "a resize that the original gave up at %s is undone",
+  (point) => {
+    const [theirs, ours] = copies();
+    const before = runIn(theirs, original, ["read", "-n", "base.vhd", "-r", "0", "-c", "40960"]).stdout;
+    const resize = ["resize", "-n", "base.vhd", "-s", "204800", "-j", join(theirs, "journal")];
+    const failed = runIn(theirs, original, resize, { env: { [`VHD_UTIL_TEST_FAIL_RESIZE_${point}`]: "1" } });
+    expect(failed.status).not.toBe(0);
+    for (const name of ["base.vhd", "journal"]) cpSync(join(theirs, name), join(ours, name));
+    const [expected, got] = [theirs, ours].map((folder, index) => {
+      const program = index === 0 ? original : builtCommand("vhd-util");
+      return told(runIn(folder, program, ["revert", "-n", "base.vhd", "-j", join(folder, "journal")]), folder);
+    });
+    expect(got).toEqual(expected);
+    for (const folder of [theirs, ours]) {
+      expect(runIn(folder, original, ["read", "-n", "base.vhd", "-r", "0", "-c", "40960"]).stdout.equals(before)).toBe(
+        true,
+      );
+      expect(runIn(folder, original, ["check", "-n", "base.vhd"])).toMatchObject({ status: 0 });
+      expect(existsSync(join(folder, "journal"))).toBe(false);
+    }
+  },
+);

@@ -217,6 +217,21 @@ describe("resizing and repairing", () => {
   });
 });
 
+describe("reverting", () => {
+  test("does nothing with a journal that was never written", async () => {
+    const { vhdUtil, path } = await chain();
+    const before = sha256(readFileSync(path("leaf.vhd")));
+    writeFileSync(path("journal"), Buffer.alloc(MIB));
+    expect(vhdUtil("revert", "--debug", "-n", "leaf.vhd", "-j", "journal")).toMatchObject({ status: 0 });
+    writeFileSync(path("journal"), pattern(MIB, 1));
+    const junk = vhdUtil("revert", "-n", "leaf.vhd", "-j", "journal");
+    expect([junk.status, junk.stdout.toString()]).toEqual([22, "reverting journal failed: -22\n"]);
+    const none = vhdUtil("revert", "-n", "leaf.vhd", "-j", "none");
+    expect([none.status, none.stdout.toString()]).toEqual([2, "opening journal failed: -2\n"]);
+    expect(sha256(readFileSync(path("leaf.vhd")))).toBe(before);
+  });
+});
+
 describe("filling", () => {
   test("allocates all blocks and changes nothing else", async () => {
     const { vhdUtil, content } = await chain();

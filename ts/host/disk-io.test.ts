@@ -77,30 +77,13 @@ describe("the data of a disk", () => {
 
   it("takes no space for zeros", async () => {
     const disk = open();
-    for (let sector = 0; sector < SIZE / SECTOR; sector += CHUNK_SECTORS) {
-      disk.put(sector, Buffer.alloc(CHUNK_SECTORS * SECTOR));
-    }
-    disk.put(5, sample(SECTOR));
-    await disk.flushWrites();
+    const fill = async (bytes: Uint8Array) => {
+      bytes.fill(0);
+      return bytes.length;
+    };
+    expect(await disk.write(0, SIZE / SECTOR, fill, true)).toBe(SIZE);
     disk.close();
-    expect(readFileSync(path).length).toBeLessThan(3 << 20);
-  });
-
-  it("is read rightly while writes are on their way", async () => {
-    const disk = open();
-    for (let sector = 0; sector < 40; sector++) {
-      disk.put(
-        sector * 4096,
-        sample(SECTOR).map((byte) => byte ^ sector),
-      );
-      expect((await read(disk, 0, 1)).equals(sample(SECTOR))).toBe(true);
-    }
-    await disk.flushWrites();
-    for (let sector = 0; sector < 40; sector++) {
-      const expected = Buffer.from(sample(SECTOR).map((byte) => byte ^ sector));
-      expect((await read(disk, sector * 4096, 1)).equals(expected)).toBe(true);
-    }
-    disk.close();
+    expect(readFileSync(path).length).toBeLessThan(1 << 20);
   });
 
   it("is shared with no writer, unless it is only looked at", () => {

@@ -60,7 +60,6 @@ export class DiskIo {
   readonly #slots: readonly Slot[];
   #operations = 0;
   #issued = 0;
-  #puts = 0;
   #next = performance.now() + INTERVAL_MS;
 
   /**
@@ -108,8 +107,6 @@ export class DiskIo {
       while (started < sectors && queue.length < DEPTH) {
         const count = Math.min(CHUNK_SECTORS, sectors - started);
         const slot = this.#slot(started / CHUNK_SECTORS);
-        // What was put may still be on its way from there.
-        await this.#finish(slot);
         this.#submit(slot, requestKind.read, sector + started, count);
         queue.push({ slot, count });
         started += count;
@@ -147,29 +144,8 @@ export class DiskIo {
       this.#write(slot, sector + started, whole, empty);
       if (got < room.length) break;
     }
-    await this.flushWrites();
-    return bytes;
-  }
-
-  /**
-   * Writes whole sectors, at most a chunk of them; zeros are left out where the disk is `empty`. Returns when the bytes are
-   * taken; {@link flushWrites} waits until they are written.
-   * @throws a JobError when an earlier part can't be written
-   */
-  put(sector: number, bytes: Uint8Array, empty = true): void {
-    const slot = this.#slot(this.#puts++);
-    while (slot.status === 0) this.#turn(INTERVAL_MS);
-    this.#check(slot);
-    slot.bytes.set(bytes);
-    this.#write(slot, sector, bytes.length / SECTOR, empty);
-  }
-
-  /**
-   * Waits until all that was taken is written.
-   * @throws a JobError when a part can't be
-   */
-  async flushWrites(): Promise<void> {
     for (const slot of this.#slots) await this.#finish(slot);
+    return bytes;
   }
 
   /**

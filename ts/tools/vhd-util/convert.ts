@@ -8,7 +8,6 @@ import { ToolError, UsageError } from "../cli/failure.ts";
 import type { Jobs } from "../cli/jobs.ts";
 import { writeOut } from "../cli/raw-output.ts";
 import { suiteCommand } from "../cli/suite.ts";
-import { copyChain } from "./copy.ts";
 import { identity } from "./create.ts";
 import { extentsOf } from "./extents.ts";
 import { describeImage } from "./image.ts";
@@ -102,8 +101,7 @@ export const convert = suiteCommand("vhd-util", {
     if (image.problem !== null) throw new ToolError(image.problem.message, image.problem.errno);
     const disk: Source = { path, driver, size: Number(image.size) };
     if (target === "-") await toPipe(jobs, disk, to);
-    else if (driver === "vhd" && to !== "raw") await copyChain(jobs, path, { path: target, type: to, size: disk.size });
-    else await toFile(jobs, disk, target, to);
+    else await jobs.run({ job: "convert", path, driver, target, format: to, ...identity() }, z.null());
     return 0;
   },
 });
@@ -141,25 +139,6 @@ async function making(
 }
 
 const driverOf = (format: Format) => (format === "raw" ? "aio" : "vhd");
-
-async function toFile(jobs: Jobs, source: Source, path: string, format: Format): Promise<void> {
-  const { size } = source;
-  await making(jobs, path, format, size, async () => {
-    await jobs.withDisk({ ...source, access: "read" }, async (input) =>
-      jobs.withDisk({ path, driver: driverOf(format), access: "write" }, async (output) => {
-        for await (const { sector, sectors, level } of extentsOf(jobs, source, size / SECTOR)) {
-          if (level === null) continue;
-          let at = sector;
-          await input.read(sector, sectors, (bytes) => {
-            output.put(at, bytes);
-            at += bytes.length / SECTOR;
-          });
-        }
-        await output.flushWrites();
-      }),
-    );
-  });
-}
 
 async function toPipe(jobs: Jobs, source: Source, format: Format): Promise<void> {
   const sectors = source.size / SECTOR;

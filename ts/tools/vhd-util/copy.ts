@@ -1,9 +1,7 @@
-import { rmSync } from "node:fs";
 import { constants } from "node:os";
 import * as z from "zod";
 import { JobError } from "../../engine/engine.ts";
 import { ToolError, UsageError } from "../cli/failure.ts";
-import type { Jobs } from "../cli/jobs.ts";
 import { print, say } from "../cli/output.ts";
 import { suiteCommand } from "../cli/suite.ts";
 import { identity } from "./create.ts";
@@ -11,29 +9,6 @@ import { describeImage } from "./image.ts";
 import { flag, help, name, valued } from "./options.ts";
 
 const { EEXIST, EINVAL, EOPNOTSUPP } = constants.errno;
-
-/** A disk to be made of what a chain has. */
-export interface Target {
-  readonly path: string;
-  readonly type: "dynamic" | "fixed";
-  /** Bytes. */
-  readonly size: number;
-}
-
-/**
- * Makes a new VHD and copies all that a chain reads as into it, but no zeros. What fails leaves nothing behind.
- * @throws JobError when something goes wrong
- */
-export async function copyChain(jobs: Jobs, path: string, target: Target): Promise<void> {
-  await jobs.run({ job: "create", ...target, ...identity() }, z.null());
-  try {
-    const output = { path: target.path, driver: "vhd" };
-    await jobs.run({ job: "coalesce", path, output, sparse: true }, z.looseObject({}));
-  } catch (error) {
-    rmSync(target.path, { force: true });
-    throw error;
-  }
-}
 
 /** `vhd-util copy`. */
 export const copy = suiteCommand("vhd-util", {
@@ -67,8 +42,8 @@ export const copy = suiteCommand("vhd-util", {
       throw new ToolError(image.problem.message, image.problem.errno);
     }
     try {
-      const type = image.type === "fixed" ? "fixed" : "dynamic";
-      await copyChain(jobs, path, { path: target, type, size: Number(image.size) });
+      const format = image.type === "fixed" ? "fixed" : "dynamic";
+      await jobs.run({ job: "convert", path, driver: "vhd", target, format, ...identity() }, z.null());
     } catch (error) {
       if (!(error instanceof JobError && error.errno === EEXIST)) throw error;
       print(`VHD file ${target} already exists, chose a different name`);

@@ -1,11 +1,11 @@
 import { constants } from "node:os";
-import { CHUNK_SECTORS, type DiskIo } from "../../host/disk-io.ts";
-import { UsageError } from "../cli/failure.ts";
+import * as z from "zod";
+import { ToolError, UsageError } from "../cli/failure.ts";
 import { parseNumber } from "../cli/getopt.ts";
 import { print } from "../cli/output.ts";
 import { suiteCommand } from "../cli/suite.ts";
 import { announcing } from "./failing.ts";
-import { type BlockTable, blockTable, UNUSED } from "./image.ts";
+import { describeImage } from "./image.ts";
 import { flag, help, name, valued } from "./options.ts";
 
 const { EINVAL } = constants.errno;
@@ -47,39 +47,17 @@ export const fill = suiteCommand("vhd-util", {
       print(`invalid sector range ${from}-${to}`);
       throw new UsageError("it ends before it begins");
     }
-    const table = await announcing(
+    const { problem, size } = await announcing(
       (errno) => `error opening ${path}: ${errno}`,
-      () => blockTable(jobs, path),
+      () => describeImage(jobs, path, {}),
     );
-    await jobs.withDisk({ path, driver: "vhd", access: "write" }, async (io) => {
-      if (onlyBlocks) await allocate(io, table, from, to);
-      else await rewrite(io);
-    });
+    if (problem !== null) {
+      print(`error opening ${path}: -${problem.errno}`);
+      throw new ToolError(problem.message, problem.errno);
+    }
+    // The last sector is one that counts here.
+    const range = onlyBlocks ? { from, to: Math.min(to + 1, Number(size / BigInt(SECTOR))) } : {};
+    await jobs.run({ job: "fill", path, bitmapsOnly: onlyBlocks, ...range }, z.null());
     return 0;
   },
 });
-
-/** Writes the first sector of each block in the range that isn't allocated, as it is. */
-async function allocate(io: DiskIo, table: BlockTable, from: number, to: number): Promise<void> {
-  const { sectorsPerBlock, entries } = table;
-  const [first, last] = [Math.floor(from / sectorsPerBlock), Math.floor(to / sectorsPerBlock)];
-  for (const [block, entry] of entries.entries()) {
-    if (block < first || block > last || entry !== UNUSED) continue;
-    await writeBack(io, block * sectorsPerBlock, 1);
-  }
-  await io.flushWrites();
-}
-
-/** Writes everything back as it is read. */
-async function rewrite(io: DiskIo): Promise<void> {
-  for (let sector = 0; sector < io.disk.sectors; sector += CHUNK_SECTORS) {
-    await writeBack(io, sector, Math.min(CHUNK_SECTORS, io.disk.sectors - sector));
-  }
-  await io.flushWrites();
-}
-
-async function writeBack(io: DiskIo, sector: number, sectors: number): Promise<void> {
-  const data = Buffer.alloc(sectors * SECTOR);
-  await io.read(sector, sectors, (bytes) => data.set(bytes));
-  io.put(sector, data, false);
-}

@@ -14,6 +14,7 @@ import { query } from "./query.ts";
 import { read } from "./read.ts";
 import { repair } from "./repair.ts";
 import { resize } from "./resize.ts";
+import { revert } from "./revert.ts";
 import { scan } from "./scan.ts";
 import { set } from "./set.ts";
 import { snapshot } from "./snapshot.ts";
@@ -33,6 +34,7 @@ const originals: readonly SuiteCommand[] = [
   modify,
   scan,
   check,
+  revert,
   key,
   copy,
 ];
