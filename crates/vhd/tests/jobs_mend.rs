@@ -255,6 +255,13 @@ fn nothing_is_undone_that_something_else_has_changed_since() {
     let error = mend(&mut host).expect_err("there is an undo file");
     assert_eq!(error.errno, 17);
     host.files[0][100] ^= 1;
+    // A block is allocated: whatever the repair changed need not be right any more.
+    corrupt::entry(&mut host.files[0], 1, 99);
+    let error = host
+        .run_job(undo_spec())
+        .expect_err("somebody has used the image");
+    assert!(error.message.contains("changed since"), "{error}");
+    corrupt::entry(&mut host.files[0], 1, u32::MAX);
     host.run_job(undo_spec()).expect("now it is undone");
 }
 

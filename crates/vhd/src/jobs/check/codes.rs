@@ -94,15 +94,15 @@ footer_codes! { FOOTERS:
     FOOTER_TYPE "type" Error
         "The footer says that the disk is neither fixed nor dynamic nor differencing.",
         "vhd-check --repair writes the footer again from the other copy, if that one is good.";
-    FOOTER_TIMESTAMP "timestamp" Warning
-        "The image says that it was made in the future; blktap refuses it until then. A clock was wrong.",
-        "Set the clock right; nothing has to be done to the image.";
+    FOOTER_TIMESTAMP "timestamp" Note
+        "The image says that it was made in the future; blktap refuses it until then. A clock was wrong, or the program counts from another year, as vhd-lib does.",
+        "Set the clock right, if that was it; nothing has to be done to the image.";
     FOOTER_CREATOR "creator-version" Warning
         "The image says that a later version of blktap made it than is known; blktap refuses it.",
         "Look for the program that made it.";
-    FOOTER_GEOMETRY "geometry" Warning
-        "The cylinders, heads and sectors in the footer are more than the disk has; blktap refuses the image, and programs that go by them see a disk that is too large.",
-        "vhd-util resize, or copy the disk into a new image.";
+    FOOTER_GEOMETRY "geometry" Note
+        "The cylinders, heads and sectors in the footer are more than the disk has, as qemu writes them; blktap refuses the image. The size of the disk is in another field.",
+        "Copy the disk into a new image, if blktap is to use it.";
     FOOTER_SAVED_STATE "saved-state" Warning
         "The footer says that a machine state is saved with the disk: the disk belongs to it, as it is.",
         "Restore or discard the state in the program that saved it.";
@@ -188,7 +188,7 @@ codes! { OTHERS:
     HEADER_TABLE_ENTRIES "header-table-entries" Error
         "The BAT has fewer entries than the disk has blocks: the end of the disk is nowhere.",
         "Restore the header from a backup.";
-    HEADER_PARENT_TIME "header-parent-timestamp" Warning
+    HEADER_PARENT_TIME "header-parent-timestamp" Note
         "The image says that its parent was modified in the future; blktap refuses it until then. A clock was wrong.",
         "Set the clock right, or link the parent again: vhd-util modify -p.";
     HEADER_PARENT_NAME "header-parent-name" Warning

@@ -158,6 +158,11 @@ impl Findings {
             .sum()
     }
 
+    /// The codes that were found, notes as well.
+    pub(crate) fn all_codes(&self) -> impl Iterator<Item = &'static str> {
+        self.counts.keys().copied()
+    }
+
     /// The codes that were found, which are not just notes.
     pub(crate) fn codes(&self) -> impl Iterator<Item = &'static str> {
         let codes = self.counts.iter();

@@ -1,7 +1,8 @@
 //! The undo file: every byte that a repair overwrites, saved durably before it is overwritten.
 //!
 //! It is made of 512-byte sectors, numbers big-endian. The first sector has the cookie, the size of the image before the
-//! repair, and the image's name in its folder. Records follow, each one sector with its cookie, a number that counts up,
+//! repair, the image's name in its folder, and ranges of the image that the repair leaves alone, with a hash of them: if
+//! they are not the same any more, somebody has used the image since. Records follow, each one sector with its cookie, a number that counts up,
 //! its kind, the offset and length of the bytes, how many of them there were before (the others were past the end of the
 //! file), and a hash; behind it the bytes before and the bytes after, each padded to whole sectors. The last record of a
 //! repair that came to its end has nothing but its kind. What is cut off or torn at the end was not yet acted upon.
@@ -12,7 +13,12 @@ use crate::format::bytes::{array, put, u32_at, u64_at};
 const SECTOR: usize = 512;
 const COOKIE: [u8; 16] = *b"tapvhd undo 1\n\0\0";
 const RECORD: [u8; 8] = *b"undo rec";
+const GUARDED: usize = 40;
+const GUARD: usize = 48;
 const NAME: usize = 64;
+const RANGES: usize = 320;
+/// Most ranges that are guarded.
+const MAX_RANGES: usize = 8;
 const MAX_NAME: usize = 255;
 /// Largest undo file that is read: a batmap and some sectors make much smaller ones.
 pub(crate) const MAX_SIZE: u64 = 64 << 20;
@@ -37,6 +43,10 @@ pub(crate) struct Undo {
     pub(crate) size: u64,
     /// Name of the image in its folder.
     pub(crate) name: String,
+    /// Ranges of the image that the repair leaves alone: offset and length in bytes.
+    pub(crate) guarded: Vec<(u64, u64)>,
+    /// Their hash, [`fingerprint`] of all of them.
+    pub(crate) guard: u64,
     pub(crate) changes: Vec<Change>,
     /// The repair came to its end.
     pub(crate) ended: bool,
@@ -45,14 +55,21 @@ pub(crate) struct Undo {
 }
 
 /// The first sector.
-pub(crate) fn encode_header(size: u64, name: &str) -> Vec<u8> {
+pub(crate) fn encode_header(undo: &Undo) -> Vec<u8> {
     let mut bytes = vec![0; SECTOR];
     put(&mut bytes, 0, &COOKIE);
-    put(&mut bytes, 16, &size.to_be_bytes());
-    let name = name.as_bytes();
+    put(&mut bytes, 16, &undo.size.to_be_bytes());
+    let name = undo.name.as_bytes();
     let length = name.len().min(MAX_NAME);
     put(&mut bytes, 24, &(length as u32).to_be_bytes());
+    let ranges = &undo.guarded[..undo.guarded.len().min(MAX_RANGES)];
+    put(&mut bytes, GUARDED, &(ranges.len() as u64).to_be_bytes());
+    put(&mut bytes, GUARD, &undo.guard.to_be_bytes());
     put(&mut bytes, NAME, &name[..length]);
+    for (index, (offset, length)) in ranges.iter().enumerate() {
+        put(&mut bytes, RANGES + 16 * index, &offset.to_be_bytes());
+        put(&mut bytes, RANGES + 16 * index + 8, &length.to_be_bytes());
+    }
     let hash = hash(&bytes, &[]);
     put(&mut bytes, 32, &hash.to_be_bytes());
     bytes
@@ -91,17 +108,25 @@ fn record(index: u32, kind: u32) -> Vec<u8> {
     bytes
 }
 
-/// FNV-1a of a sector, its hash counted as zeros, and the data behind it.
+/// Hash of a sector, its own hash counted as zeros, and the data behind it.
 fn hash(sector: &[u8], data: &[u8]) -> u64 {
-    let zeros = [0_u8; 8];
     let parts = [
-        sector.get(..32),
-        Some(&zeros),
-        sector.get(40..SECTOR),
-        Some(data),
+        sector.get(..32).unwrap_or_default(),
+        &[0; 8],
+        sector.get(40..SECTOR).unwrap_or_default(),
+        data,
     ];
-    let bytes = parts.into_iter().flatten().flatten();
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+    parts
+        .iter()
+        .fold(FINGERPRINT, |hash, part| fingerprint(hash, part))
+}
+
+/// The fingerprint of nothing.
+pub(crate) const FINGERPRINT: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// FNV-1a of `bytes` that follow what has the fingerprint `before`.
+pub(crate) fn fingerprint(before: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(before, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })
 }
@@ -137,6 +162,11 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Option<Undo>> {
     let mut undo = Undo {
         size: u64_at(first, 16),
         name: String::from_utf8_lossy(name).into_owned(),
+        guarded: (0..(u64_at(first, GUARDED) as usize).min(MAX_RANGES))
+            .map(|index| RANGES + 16 * index)
+            .map(|at| (u64_at(first, at), u64_at(first, at + 8)))
+            .collect(),
+        guard: u64_at(first, GUARD),
         end: SECTOR as u64,
         ..Undo::default()
     };
@@ -196,17 +226,19 @@ mod tests {
                 after: vec![3; 512],
             },
         ];
-        let mut bytes = encode_header(4096, "disk.vhd");
+        let mut undo = Undo {
+            size: 4096,
+            name: "disk.vhd".to_owned(),
+            guarded: vec![(512, 1024), (1536, 8)],
+            guard: 7,
+            ..Undo::default()
+        };
+        let mut bytes = encode_header(&undo);
         for (index, change) in (0..).zip(&changes) {
             bytes.extend(encode_change(index, change));
         }
-        let undo = Undo {
-            size: 4096,
-            name: "disk.vhd".to_owned(),
-            changes,
-            ended: false,
-            end: bytes.len() as u64,
-        };
+        undo.changes = changes;
+        undo.end = bytes.len() as u64;
         (undo, bytes)
     }
 

@@ -19,6 +19,7 @@ use super::check::examine::{self, Examined};
 use super::check::findings::Findings;
 use super::check::{self, Depth, Ignore, ImageReport};
 use crate::error::{Error, Result, errno};
+use crate::format::header;
 use crate::open::{Driver, FileSpec};
 use crate::wants::Access;
 
@@ -57,8 +58,9 @@ pub(super) async fn run(context: &Context, spec: &MendSpec) -> Result<Mended> {
     let (examined, findings) = examine(context, &file, spec).await?;
     let plan = plan::plan(&file, &examined, &findings);
     let before = check::report(&file, &examined, findings);
+    let guarded = guarded(&examined, &plan.steps);
     drop(examined);
-    let mut log = open_log(context, spec, &file, !plan.steps.is_empty()).await?;
+    let mut log = open_log(context, spec, &file, guarded).await?;
     let Some(log) = &mut log else {
         return Ok(Mended {
             before,
@@ -101,19 +103,47 @@ async fn examine(
     Ok((examined, checkup.findings))
 }
 
+/// The structures that the steps leave alone: they tell whether somebody else has used the image since.
+fn guarded(examined: &Examined, steps: &[Step]) -> Option<Vec<(u64, u64)>> {
+    if steps.is_empty() {
+        return None;
+    }
+    let footers = &examined.footers;
+    let copies = [&footers.primary, &footers.backup];
+    let mut ranges: Vec<(u64, u64)> = copies
+        .iter()
+        .map(|copy| (copy.at, copy.bytes.len() as u64))
+        .collect();
+    if let (Some(footer), Some(state)) = (&footers.footer, &examined.header) {
+        ranges.push((footer.data_offset, header::LENGTH as u64));
+        let entries = examined
+            .table
+            .as_ref()
+            .map_or(0, |table| table.entries.len());
+        ranges.push((state.header.table_offset, entries as u64 * 4));
+    }
+    let pieces = || steps.iter().flat_map(|step| &step.pieces);
+    ranges.retain(|(offset, length)| {
+        pieces().all(|(at, bytes)| at + bytes.len() as u64 <= *offset || offset + length <= *at)
+    });
+    Some(ranges)
+}
+
 /// An undo file that is being written.
 struct Log {
     file: u16,
     undo: Undo,
 }
 
-/// Makes the undo file if there is anything to do, or finds the one of a repair that was interrupted.
+/// Makes the undo file if there is anything to do, so that something is to be guarded, or finds the one of a repair that was
+/// interrupted.
 async fn open_log(
     context: &Context,
     spec: &MendSpec,
     image: &FileSpec,
-    wanted: bool,
+    guarded: Option<Vec<(u64, u64)>>,
 ) -> Result<Option<Log>> {
+    let wanted = guarded.is_some();
     let log = match context
         .files
         .open(&spec.undo, Driver::Aio, Access::Write)
@@ -158,17 +188,20 @@ async fn open_log(
             }))
         }
         None => {
-            let bytes = log::encode_header(image.size, &name);
+            let guarded = guarded.unwrap_or_default();
+            let mut undo = Undo {
+                size: image.size,
+                name,
+                guard: undoing::guard(context, image, &guarded).await?,
+                guarded,
+                ..Undo::default()
+            };
+            let bytes = log::encode_header(&undo);
+            undo.end = bytes.len() as u64;
             context.io.truncate(log.file, 0).await?;
             write(context, log.file, 0, &bytes)
                 .await
                 .map_err(|error| error.in_file(&spec.undo))?;
-            let undo = Undo {
-                size: image.size,
-                name,
-                end: bytes.len() as u64,
-                ..Undo::default()
-            };
             Ok(Some(Log {
                 file: log.file,
                 undo,

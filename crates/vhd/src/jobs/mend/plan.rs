@@ -185,7 +185,7 @@ impl Planner<'_> {
     /// The codes that begin so, among those that were found.
     fn found(&self, prefix: &str) -> Vec<&'static str> {
         self.findings
-            .codes()
+            .all_codes()
             .filter(|code| code.starts_with(prefix))
             .collect()
     }

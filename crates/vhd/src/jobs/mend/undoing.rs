@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::log::Undo;
+use super::log::{FINGERPRINT, Undo, fingerprint};
 use super::{Context, read};
 use crate::error::{Error, Result};
 use crate::open::{Driver, FileSpec};
@@ -65,7 +65,7 @@ fn beside(undo: &str, name: &str) -> Result<String> {
 }
 
 /// Checks that an image is in a state that the repair left, whether or not it came to its end: each sector that it changed is
-/// as one of the changes left or found it.
+/// as one of the changes left or found it, and what the repair left alone is as it was.
 ///
 /// # Errors
 /// Something else has changed the image.
@@ -81,6 +81,13 @@ pub(super) async fn verify(context: &Context, image: &FileSpec, undo: &Undo) -> 
             "it has changed since the repair: its size is another one",
         )
         .found(image.size, format!("{} to {end}", undo.size))
+        .in_file(&image.path));
+    }
+    if guard(context, image, &undo.guarded).await? != undo.guard {
+        return Err(Error::invalid(
+            "image",
+            "it has changed since the repair: somebody has used it",
+        )
         .in_file(&image.path));
     }
     let mut allowed: BTreeMap<u64, Vec<Vec<u8>>> = BTreeMap::new();
@@ -115,6 +122,34 @@ pub(super) async fn verify(context: &Context, image: &FileSpec, undo: &Undo) -> 
         }
     }
     Ok(())
+}
+
+/// The fingerprint of ranges of an image.
+///
+/// # Errors
+/// An I/O error.
+pub(super) async fn guard(
+    context: &Context,
+    image: &FileSpec,
+    ranges: &[(u64, u64)],
+) -> Result<u64> {
+    const PART: u64 = 1 << 20;
+    let mut sum = FINGERPRINT;
+    for (offset, length) in ranges {
+        let end = offset.saturating_add(*length).min(image.size);
+        let mut at = *offset;
+        while at < end {
+            let part = (end - at).min(PART);
+            let bytes = context
+                .io
+                .read("image", image.file, at, part as usize)
+                .await
+                .map_err(|error| error.in_file(&image.path))?;
+            sum = fingerprint(sum, &bytes);
+            at += part;
+        }
+    }
+    Ok(sum)
 }
 
 /// Puts back what was overwritten, each change durable before the next one.
