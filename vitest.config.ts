@@ -1,7 +1,7 @@
 import { defineConfig } from "vitest/config";
 
 // Needs the original: `make interop` alone runs it.
-const withOriginal = ["test/interop-blktap.test.ts", "test/interop-vhd-util.test.ts"];
+const withOriginal = ["test/interop-blktap.test.ts", "test/interop-check.test.ts", "test/interop-vhd-util.test.ts"];
 
 const program = { pool: "forks", fileParallelism: false, testTimeout: 120_000, hookTimeout: 60_000 } as const;
 

@@ -26,6 +26,11 @@ export async function check(path: string, options: readonly string[]): Promise<O
   return await outcomeOf(program, ["check", "-n", path, "-p", ...options]);
 }
 
+/** What its checker says of an image alone. */
+export async function checkAlone(path: string, options: readonly string[]): Promise<Outcome> {
+  return await outcomeOf(program, ["check", "-n", path, ...options], { seconds: 90 });
+}
+
 /**
  * Does something with an image that the original serves for just that. Its structured replies confuse libnbd and qemu at
  * times, and it takes one request after the other here.

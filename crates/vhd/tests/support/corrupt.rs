@@ -303,7 +303,7 @@ corruptions! {
     "footer-hidden-unsummed" Left None,
         || changed(without_batmap(), |file| { file[85] = 1; });
     "file-too-small" Left Some("error reading primary footer: -5"), || vec![vec![1; 300]];
-    "file-size" Mended Some("primary footer invalid: invalid cookie"),
+    "file-size" Mended Some("error reading primary footer: -22"),
         || changed(dynamic(), |file| file.extend([0; 100]));
     "fixed-too-large" Left None, || changed(fixed(), |file| { file.drain(..1024); });
     "geometry-smaller" Left None,
@@ -414,7 +414,7 @@ corruptions! {
         || changed(dynamic(), |file| { let at = place(file, 5) as usize * 512; file[at..at + 512].fill(0); file[at + 512..at + 512 + 8192].fill(0); });
 
     // Parent locators.
-    "locator-platform" Left Some("invalid parent locator 1: invalid platform code"),
+    "locator-platform" Left Some(""),
         || with_parent(|file| fields(file, |header| header.locators[1].platform = *b"Nope"));
     "locator-unused-nonzero" Left Some("invalid parent locator 1: non-zero locator"),
         || with_parent(|file| fields(file, |header| header.locators[1].data_length = 1));

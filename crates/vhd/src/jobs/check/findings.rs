@@ -77,6 +77,8 @@ pub(crate) struct Rank(pub(crate) Stage, pub(crate) u64, pub(crate) u8);
 pub(crate) enum Stage {
     Footers,
     Header,
+    /// It opens the image, and says nothing when that fails.
+    Opening,
     Parent,
     Table,
     Blocks,

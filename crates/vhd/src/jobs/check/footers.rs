@@ -102,9 +102,9 @@ pub(crate) async fn check(checkup: &mut Checkup<'_>) -> Footers {
     if size >= footer::LEGACY_LENGTH as u64 {
         judge(checkup, Which::Primary, &footers.primary);
     }
-    if !legacy && !size.is_multiple_of(512) && !checkup.ignore.primary_footer {
-        // The original looks for a footer of 511 bytes there.
-        let words = || "primary footer invalid: invalid cookie".to_owned();
+    if !legacy && !size.is_multiple_of(512) {
+        // The original reads around the page cache, and not at multiples of a sector here.
+        let words = || "error reading primary footer: -22".to_owned();
         checkup.findings.verdict(Rank(Stage::Footers, 0, 0), words);
     }
     if legacy && footers.primary.good {

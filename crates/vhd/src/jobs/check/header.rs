@@ -4,6 +4,7 @@ use super::checkup::{Checkup, overlaps, sectors};
 use super::codes::{self, Code};
 use super::findings::{Finding, Rank, Stage};
 use super::footers::Footers;
+use super::locators::PLATFORMS;
 use crate::format::bytes::{array, u32_at, u64_at};
 use crate::format::footer::{DiskType, Footer};
 use crate::format::header::{self, Header};
@@ -59,6 +60,7 @@ pub(crate) async fn check(
         Err(_) => (header::decode_damaged(&bytes)?, false),
     };
     judge.sizes(&header, footer);
+    judge.platforms(&header);
     let table = sectors(header.table_offset, u64::from(header.max_table_entries) * 4);
     if overlaps(table, sectors(at, header::LENGTH as u64)) || table.0 == 0 {
         let message = "the BAT lies on the header or the footer's copy";
@@ -242,6 +244,15 @@ impl Judge<'_, '_> {
                     .findings
                     .add_known(finding, rank, words(&format!("invalid {what}")));
             }
+        }
+    }
+
+    /// The original opens no image with a locator of an unknown platform, and doesn't say why.
+    fn platforms(&mut self, header: &Header) {
+        let mut used = header.locators.iter().filter(|locator| locator.is_used());
+        if used.any(|locator| !PLATFORMS.contains(&&locator.platform)) {
+            let rank = Rank(Stage::Opening, 0, 0);
+            self.checkup.findings.verdict(rank, String::new);
         }
     }
 

@@ -11,7 +11,7 @@ use crate::format::header::{self, Header};
 use crate::format::locator::{self, ParentLocator};
 
 /// Platform codes that the format has.
-const PLATFORMS: [&[u8; 4]; 7] = [
+pub(crate) const PLATFORMS: [&[u8; 4]; 7] = [
     b"Wi2r", b"Wi2k", b"W2ru", b"W2ku", b"Mac ", b"MacX", b"MACX",
 ];
 /// Names that are longer are not read.

@@ -151,7 +151,8 @@ pub struct ImageReport {
     pub left: Vec<Left>,
     /// Sectors, where they were asked for.
     pub stats: Option<Stats>,
-    /// What blktap's `vhd-util check` would say before it gives up; nothing if it finds the image valid.
+    /// What blktap's `vhd-util check` would say before it gives up, which is not much where it is empty; nothing if it finds
+    /// the image valid.
     pub original: Option<String>,
 }
 
