@@ -3,11 +3,10 @@
 mod support;
 
 use std::cell::RefCell;
-use std::io::Write;
 
 use proptest::prelude::*;
 use support::Host;
-use support::cuts::Explorer;
+use support::cuts::{self, Explorer};
 use support::disks::{self, Disk, SECTORS, SIZE};
 use support::guest::{self, Guest, Mix};
 use support::jobs;
@@ -15,24 +14,8 @@ use vhd::Driver;
 use vhd::JobSpec;
 use vhd::format::footer::DiskType;
 
-/// States that each kind of work explores at least, unless `TAPVHD_STATES` says another number.
-fn enough() -> usize {
-    let given = std::env::var("TAPVHD_STATES").ok();
-    given.and_then(|text| text.parse().ok()).unwrap_or(20_000)
-}
-
-/// Says how many states were explored.
-fn report(name: &str, explorer: &Explorer) {
-    let _ = writeln!(
-        std::io::stderr(),
-        "{name}: {} crash states, {} checks",
-        explorer.distinct(),
-        explorer.checks()
-    );
-}
-
 fn explore(name: &str, mix: &Mix, cache: usize, disk: impl Strategy<Value = Disk>) {
-    let (explorer, enough) = (RefCell::new(Explorer::new(0)), enough());
+    let (explorer, enough) = (RefCell::new(Explorer::new(0)), cuts::enough_states());
     let strategy = (disk, guest::steps(mix), any::<u64>());
     support::until(strategy, |(disk, steps, seed)| {
         let mut explorer = explorer.borrow_mut();
@@ -47,7 +30,7 @@ fn explore(name: &str, mix: &Mix, cache: usize, disk: impl Strategy<Value = Disk
         guest.steps(&steps);
         explorer.distinct() < enough
     });
-    report(name, &explorer.borrow());
+    explorer.borrow().report(name);
 }
 
 const LARGE_CACHE: usize = 1 << 20;
@@ -195,5 +178,5 @@ fn of_creation() {
         );
         outcome.expect("the image is made");
     }
-    report("creation", &explorer);
+    explorer.report("creation");
 }

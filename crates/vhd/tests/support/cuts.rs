@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::io::Write;
 
 use super::Random;
 use super::power::state::mix;
@@ -12,6 +13,12 @@ const EXHAUSTIVE: usize = 6;
 /// States that are tried beyond: subsets of whole changes, and changes torn at sectors, in random order.
 const SUBSETS: usize = 12;
 const TORN: usize = 4;
+
+/// States that each kind of work explores at least, unless `TAPVHD_STATES` says another number.
+pub fn enough_states() -> usize {
+    let given = std::env::var("TAPVHD_STATES").ok();
+    given.and_then(|text| text.parse().ok()).unwrap_or(20_000)
+}
 
 /// Fingerprints are random enough as they are.
 #[derive(Default)]
@@ -94,6 +101,15 @@ impl Explorer {
     /// How often a state was checked so far; more than [`Explorer::distinct`], as promises change.
     pub fn checks(&self) -> u64 {
         self.checks
+    }
+
+    /// Says how many states were explored, past what cargo captures.
+    pub fn report(&self, name: &str) {
+        let (distinct, checks) = (self.distinct(), self.checks);
+        let _ = writeln!(
+            std::io::stderr(),
+            "{name}: {distinct} crash states, {checks} checks"
+        );
     }
 
     /// Which of so many operations in flight, oldest first, ends next.

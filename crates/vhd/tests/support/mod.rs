@@ -81,7 +81,7 @@ pub fn runner(seed: u64) -> TestRunner {
     key[..8].copy_from_slice(&seed.to_le_bytes());
     let config = Config {
         failure_persistence: None,
-        max_shrink_iters: 2000,
+        max_shrink_iters: 300,
         ..Config::default()
     };
     TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &key))
