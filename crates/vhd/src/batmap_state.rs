@@ -19,6 +19,7 @@ use crate::format::header::Header;
 use crate::image::Blocks;
 use crate::io::Io;
 use crate::open::{FileSpec, Footers};
+use crate::planted::{self, Bug};
 
 /// What is known of the batmap of an open image.
 #[derive(Debug)]
@@ -78,7 +79,8 @@ impl BatmapState {
 
     /// The block is no more, or another one: a bit of it in the file would be a lie.
     pub(crate) fn forget(&mut self, block: u32) {
-        self.must_empty |= bitmap::is_set(&self.map, block);
+        self.must_empty |=
+            bitmap::is_set(&self.map, block) && !planted::is(Bug::ReleasedBlockStaysFull);
     }
 
     /// How to empty the batmap in the file, if that must be done before a BAT entry goes there.

@@ -164,7 +164,7 @@ fn begin_round(core: &mut Core) -> Round {
         .leaf_blocks()
         .filter(|_| !bat.is_empty())
         .and_then(|blocks| blocks.batmap.as_ref()?.emptying());
-    let barrier = batmap.is_some()
+    let barrier = batmap.is_some() && !planted::is(Bug::NoBarrierForBatmap)
         || !bitmaps.is_empty() && !planted::is(Bug::NoBarrierForBits)
         || !places.iter().all(|place| core.allocator.is_durable(*place))
             && !planted::is(Bug::NoBarrierForEntries);

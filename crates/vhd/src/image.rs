@@ -6,6 +6,7 @@ use crate::format::footer::{DiskType, Footer};
 use crate::format::header::Header;
 use crate::format::uuid::Uuid;
 use crate::orphans::Orphans;
+use crate::planted::{self, Bug};
 
 /// Largest virtual size of an image with a BAT, bytes: 2040 GiB, as in every other implementation.
 pub const MAX_DYNAMIC_SIZE: u64 = 2040 << 30;
@@ -140,7 +141,8 @@ impl Blocks {
     /// written read as zeros with their bit set as well as clear, since new space in a file is zero. On a block device it
     /// is not.
     pub(crate) fn born_full(&self) -> bool {
-        self.footer.disk_type == DiskType::Dynamic && self.device_end.is_none()
+        self.footer.disk_type == DiskType::Dynamic
+            && (self.device_end.is_none() || planted::is(Bug::BornFullOnDevice))
     }
 
     /// Blocks of the virtual disk that are in this file.

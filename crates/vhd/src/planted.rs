@@ -69,6 +69,18 @@ bugs! {
     FailedCommitForgotten,
     /// A new image is reported before it is durable.
     CreateNotSynced,
+    /// A batmap that calls a released block full is left as it is.
+    ReleasedBlockStaysFull,
+    /// The BAT entry of a block that the batmap calls full goes to disk before the batmap is empty there.
+    NoBarrierForBatmap,
+    /// A new block on a block device counts as full, though anything may be there.
+    BornFullOnDevice,
+    /// Orphaned space is used as it is.
+    OrphansUsedAsTheyAre,
+    /// A header is replaced where it is, without a copy that covers for it meanwhile.
+    HeaderWithoutCopy,
+    /// A BAT entry names the new place of a block before the block is there.
+    MovedBeforeCopied,
     /// A commit that fails ends while writes of it are in flight.
     FailedCommitLeavesWrites,
 }

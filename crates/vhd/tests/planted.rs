@@ -10,8 +10,10 @@ use support::Host;
 use support::cuts::Explorer;
 use support::disks::{self, Disk};
 use support::guest::{self, Guest, Mix};
+use support::images;
 use support::jobs;
 use vhd::format::footer::DiskType;
+use vhd::jobs::ResizeSpec;
 use vhd::planted::{Bug, plant};
 use vhd::{Driver, JobSpec};
 
@@ -35,8 +37,16 @@ enum Work {
     FailuresOfAllocation,
     /// On an image whose copy of the footer is bad.
     BadBackup,
+    /// On one with a batmap.
+    Batmap,
+    /// On a block device.
+    Device,
+    /// On one with space that is nobody's.
+    Gaps,
     /// Making images.
     Create,
+    /// Making a disk larger than its BAT has room for.
+    Resize,
 }
 
 impl Work {
@@ -56,6 +66,10 @@ impl Work {
         };
         let (disk, cache, mix) = match self {
             Self::Create => return create(seed),
+            Self::Resize => return resize(seed),
+            Self::Batmap => (Disk::with_batmap(1).boxed(), 1 << 20, usual),
+            Self::Device => (Disk::on_device(1).boxed(), 1 << 20, usual),
+            Self::Gaps => (Disk::with_gaps(1).boxed(), 1 << 20, usual),
             Self::Empty => (empty, 1 << 20, usual),
             Self::EmptyLong => (empty, 1 << 20, long),
             Self::FailuresOfAllocation => (empty, 1 << 20, faults),
@@ -71,7 +85,10 @@ impl Work {
         if let Self::BadBackup = self {
             files[0][8] ^= 1;
         }
-        let mut guest = Guest::new(&mut explorer, files, &disk, cache);
+        let mut guest = match self {
+            Self::Device => Guest::on_device(&mut explorer, files, &disk, cache),
+            _ => Guest::new(&mut explorer, files, &disk, cache),
+        };
         guest.bad_backup = matches!(self, Self::BadBackup);
         guest.steps(&steps);
     }
@@ -94,6 +111,22 @@ fn create(seed: u64) {
         },
     );
     outcome.expect("the image is made");
+}
+
+fn resize(seed: u64) {
+    // Its locators move as well, so that both sectors of its header change.
+    let strategy = Disk::partial(2, 8192);
+    let input = strategy.new_tree(&mut support::runner(seed));
+    let (files, disk) = input.expect("inputs can be made").current().build();
+    let mut explorer = Explorer::new(seed);
+    let mut guest = Guest::new(&mut explorer, files, &disk, 1 << 20);
+    let spec = ResizeSpec {
+        path: images::name(0),
+        size: (disks::SECTORS + 4096) * 512,
+        fast: false,
+    };
+    let resized = guest.job(&JobSpec::Resize(spec), &images::name(0));
+    resized.expect("the size is changed");
 }
 
 fn shows(bug: Bug, work: Work) {
@@ -149,4 +182,10 @@ bugs! {
     writes_trusted_after_failed_sync: WritesTrustedAfterFailedSync by Failures,
     failed_commit_forgotten: FailedCommitForgotten by Failures,
     create_not_synced: CreateNotSynced by Create,
+    released_block_stays_full: ReleasedBlockStaysFull by Batmap,
+    no_barrier_for_batmap: NoBarrierForBatmap by Batmap,
+    born_full_on_device: BornFullOnDevice by Device,
+    orphans_used_as_they_are: OrphansUsedAsTheyAre by Gaps,
+    header_without_copy: HeaderWithoutCopy by Resize,
+    moved_before_copied: MovedBeforeCopied by Resize,
 }

@@ -7,6 +7,7 @@ use crate::format::batmap::{self, Batmap};
 use crate::format::header::Header;
 use crate::image::{Blocks, Layout};
 use crate::io::Copier;
+use crate::planted::{self, Bug};
 
 impl Metadata {
     /// Makes room for `entries` BAT entries, all new ones unused, with the batmap and the parent locators behind them.
@@ -118,12 +119,16 @@ impl Metadata {
             outcome = outcome.and(copier.copy(from, to, span * 512).await);
         }
         copier.finish().await.and(outcome)?;
-        io.sync(file).await?;
+        if !planted::is(Bug::MovedBeforeCopied) {
+            io.sync(file).await?;
+        }
         if device_end.is_none() {
             let end = end.max(self.end);
             let bytes = self.footer.encode();
             io.write("footer", file, end, &bytes).await?;
-            io.sync(file).await?;
+            if !planted::is(Bug::MovedBeforeCopied) {
+                io.sync(file).await?;
+            }
             self.end = end;
             self.primary_is_good = true;
         }
