@@ -71,7 +71,6 @@ const fileSchema = z.int().check(z.nonnegative());
 const wantSchema = z.union([
   z.object({ open: z.object({ path: z.string(), driver: z.enum(["vhd", "aio"]), access: accessSchema }) }),
   z.object({ close: z.object({ file: fileSchema }) }),
-  z.object({ rename: z.object({ from: z.string(), to: z.string() }) }),
   z.object({ remove: z.object({ path: z.string() }) }),
   z.object({ freeSpace: z.object({ file: fileSchema }) }),
 ]);

@@ -3,7 +3,7 @@
  * of files are moved by the port; only what concerns a file as such (name, locks, space) is done here.
  */
 
-import { closeSync, fsyncSync, openSync, realpathSync, renameSync, rmSync, statfsSync, statSync } from "node:fs";
+import { closeSync, fsyncSync, openSync, realpathSync, rmSync, statfsSync, statSync } from "node:fs";
 import { dirname } from "node:path";
 import type { Access, Answer, OpenedFile, Want } from "../engine/engine.ts";
 import { errnoOf } from "../tapdisk/errors.ts";
@@ -85,11 +85,6 @@ export class HostFiles {
     if ("open" in want) return { opened: this.open(want.open.path, want.open.access) };
     if ("close" in want) {
       this.close(want.close.file);
-      return { done: {} };
-    }
-    if ("rename" in want) {
-      renameSync(want.rename.from, want.rename.to);
-      syncFolder(want.rename.to);
       return { done: {} };
     }
     if ("remove" in want) {

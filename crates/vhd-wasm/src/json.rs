@@ -87,10 +87,6 @@ enum WantJson {
     Close {
         file: u16,
     },
-    Rename {
-        from: String,
-        to: String,
-    },
     Remove {
         path: String,
     },
@@ -208,7 +204,6 @@ pub(crate) fn want(want: Option<Want>) -> String {
             access: access.into(),
         },
         Want::Close { file } => WantJson::Close { file },
-        Want::Rename { from, to } => WantJson::Rename { from, to },
         Want::Remove { path } => WantJson::Remove { path },
         Want::FreeSpace { file } => WantJson::FreeSpace { file },
     }))

@@ -288,7 +288,6 @@ impl Io {
         }
     }
 
-    #[allow(dead_code)]
     /// Which sectors of `length` bytes (at most [`MAX_DATA_MAP`]) at `offset` have data other than zeros: a bitmap, most
     /// significant bit first, whole bytes of it.
     pub(crate) async fn data_map(&self, file: u16, offset: u64, length: u64) -> Result<Vec<u8>> {

@@ -41,7 +41,6 @@ struct InFlight {
     waiter: Waiter,
 }
 
-#[allow(dead_code)]
 impl Target {
     pub(crate) fn new(core: Rc<RefCell<Core>>, io: Io) -> Self {
         Self {

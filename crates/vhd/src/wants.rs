@@ -1,7 +1,7 @@
 //! What a job wants of its host: whatever concerns files as such (their names, locks and space) and not their bytes.
 //!
-//! A job asks, the host answers with [`crate::Engine::provide`], one want at a time. What a host creates, renames or
-//! removes must be durable when it answers: it syncs the folder.
+//! A job asks, the host answers with [`crate::Engine::provide`], one want at a time. What a host creates or removes
+//! must be durable when it answers: it syncs the folder.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -43,13 +43,6 @@ pub enum Want {
     Close {
         /// The host's number of it.
         file: u16,
-    },
-    /// Rename a file, replacing one that has the new name. Answered by [`Answer::Done`].
-    Rename {
-        /// Its path.
-        from: String,
-        /// The path that it gets, in the same folder.
-        to: String,
     },
     /// Remove a file. Answered by [`Answer::Done`].
     Remove {
@@ -99,7 +92,6 @@ struct Exchange {
     answer: Option<std::result::Result<Answer, i32>>,
 }
 
-#[allow(dead_code)]
 impl Files {
     /// The host takes the want.
     pub(crate) fn take_want(&self) -> Option<Want> {
@@ -155,21 +147,6 @@ impl Files {
         let _ = self.ask(Want::Close { file }).await;
     }
 
-    /// Renames a file durably.
-    ///
-    /// # Errors
-    /// An I/O error that names the file.
-    pub(crate) async fn rename(&self, from: &str, to: &str) -> Result<()> {
-        let (want, path) = (
-            Want::Rename {
-                from: from.to_owned(),
-                to: to.to_owned(),
-            },
-            from,
-        );
-        self.done(want, "can't be renamed", path).await
-    }
-
     /// Removes a file durably.
     ///
     /// # Errors
@@ -178,13 +155,12 @@ impl Files {
         let want = Want::Remove {
             path: path.to_owned(),
         };
-        self.done(want, "can't be removed", path).await
-    }
-
-    async fn done(&self, want: Want, failure: &str, path: &str) -> Result<()> {
         match self.ask(want).await {
             Ok(Answer::Done) => Ok(()),
-            answer => Err(Error::file(answer.err().unwrap_or(errno::EIO), failure).in_file(path)),
+            answer => {
+                let errno = answer.err().unwrap_or(errno::EIO);
+                Err(Error::file(errno, "can't be removed").in_file(path))
+            }
         }
     }
 

@@ -361,17 +361,6 @@ impl Host {
                 }))
             }
             Want::Close { .. } => Ok(Answer::Done),
-            Want::Rename { from, to } => {
-                let file = named(&from).ok_or(2)?;
-                if let Some(replaced) = named(&to) {
-                    self.names[replaced].clear();
-                }
-                if let Some(power) = power {
-                    power.renamed(&from, &to);
-                }
-                self.names[file] = to;
-                Ok(Answer::Done)
-            }
             Want::Remove { path } => {
                 let file = named(&path).ok_or(2)?;
                 self.names[file].clear();

@@ -9,7 +9,7 @@
 //! * A write that failed may have reached any of its sectors. A sync that failed makes nothing durable, and the data that it
 //!   should have covered never will be by another one: the kernel takes such pages for clean. (Sizes and holes are not
 //!   data: a file system that can't write its journal stops.)
-//! * Names (made, renamed, removed) become durable in the order of the changes, all of them at the latest with the
+//! * Names (made, removed) become durable in the order of the changes, all of them at the latest with the
 //!   directory's sync, and whether or not the files' content is.
 
 pub mod state;
@@ -72,7 +72,6 @@ struct Sync {
 #[derive(Clone, Debug)]
 enum NameChange {
     Set(String, usize),
-    Renamed(String, String),
     Removed(String),
 }
 
@@ -248,12 +247,6 @@ impl PowerLog {
         self.state.add_file(&[]);
     }
 
-    /// A file has another name, and whatever had it before has none.
-    pub fn renamed(&mut self, from: &str, to: &str) {
-        self.name_changes
-            .push(NameChange::Renamed(from.to_owned(), to.to_owned()));
-    }
-
     /// A name was removed.
     pub fn removed(&mut self, name: &str) {
         self.name_changes.push(NameChange::Removed(name.to_owned()));
@@ -273,11 +266,6 @@ impl PowerLog {
             match change {
                 NameChange::Set(name, file) => {
                     names.insert(name.clone(), *file);
-                }
-                NameChange::Renamed(from, to) => {
-                    if let Some(file) = names.remove(from) {
-                        names.insert(to.clone(), file);
-                    }
                 }
                 NameChange::Removed(name) => {
                     names.remove(name);
