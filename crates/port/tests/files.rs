@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};
 
 use common::{
@@ -20,6 +21,7 @@ on_both! {
     more_operations_than_entries
     zeros_holes_and_sizes
     copies
+    copies_holes_as_holes
     maps_data
     agrees_with_a_model_buffered
     agrees_with_a_model_direct
@@ -268,6 +270,46 @@ fn copies(backend: BackendKind) {
         assert!(copied[..10] == bytes[(3 << 20) - 10..]);
     }
     std::fs::remove_file(shm).unwrap();
+}
+
+fn copies_holes_as_holes(backend: BackendKind) {
+    const MIB: u64 = 1 << 20;
+    let mut data = vec![0; 100_000];
+    Random(6).fill(&mut data);
+    // Data, a large hole, data, a small hole, data, and a hole up to the end.
+    let source = TempFile::new();
+    let file = std::fs::File::create(source.path()).unwrap();
+    file.set_len(8 * MIB).unwrap();
+    for at in [1000, 3 * MIB, 3 * MIB + 120_000] {
+        file.write_all_at(&data, at).unwrap();
+    }
+    file.sync_all().unwrap();
+    let old = vec![0xab; 9 << 20];
+    let target = TempFile::with(&old);
+    let blocks = |path: &str| std::fs::metadata(path).unwrap().blocks();
+    let full = blocks(target.path());
+    let mut host = Host::new(backend);
+    let from = host.open(source.path(), OpenOptions::default());
+    let to = host.open(target.path(), READ_WRITE);
+    let copy = |offset, source_offset, length| Op {
+        source_file: from,
+        source_offset,
+        ..op(OpKind::CopyRange, to, offset, length)
+    };
+    let all = 8 * MIB - 100;
+    assert_eq!(host.run_one(copy(5000, 100, all)), all as i32);
+    let expected = std::fs::read(source.path()).unwrap();
+    let copied = std::fs::read(target.path()).unwrap();
+    assert!(copied[5000..][..all as usize] == expected[100..]);
+    assert!(
+        copied[..5000] == old[..5000]
+            && copied[5000 + all as usize..] == old[5000 + all as usize..]
+    );
+    assert!(blocks(target.path()) < full - 6 * MIB / 512);
+    // What is behind the source's end is no hole, and a target that must grow does.
+    assert_eq!(host.run_one(copy(0, 8 * MIB - 10, 100)), 10);
+    assert_eq!(host.run_one(copy(20 * MIB, 4 * MIB, 4 * MIB)), 4 << 20);
+    assert_eq!(std::fs::metadata(target.path()).unwrap().len(), 24 * MIB);
 }
 
 fn maps_data(backend: BackendKind) {

@@ -143,7 +143,109 @@ fn seek_hole(fd: RawFd, offset: u64, length: u64) -> i32 {
 /// Bytes that are copied at a time where `copy_file_range` isn't possible.
 const COPY_BYTES: usize = 1 << 20;
 
+/// Smaller holes are copied as the zeros that they are.
+const HOLE_BYTES: u64 = 64 << 10;
+
+/// Copies of so many bytes are handed to the disk at once, so that it works while more is copied, and a sync at the end has
+/// little left to wait for.
+const WRITE_BACK_BYTES: u64 = 1 << 20;
+
+/// Copies a range; holes of the source are holes of the target.
 fn copy(from: RawFd, from_offset: u64, to: RawFd, to_offset: u64, length: u64) -> i32 {
+    let holes = holes_end(from, to, to_offset + length);
+    let mut copied = 0;
+    while copied < length {
+        let (run, hole) = match holes {
+            Some(end) => run_at(from, from_offset + copied, length - copied, end),
+            None => (length - copied, false),
+        };
+        if hole && punch(to, to_offset + copied, run) {
+            copied += run;
+            continue;
+        }
+        let result = copy_data(from, from_offset + copied, to, to_offset + copied, run);
+        if result < 0 {
+            return result;
+        }
+        copied += u64::from(result.unsigned_abs());
+        if u64::from(result.unsigned_abs()) < run {
+            break;
+        }
+    }
+    if copied >= WRITE_BACK_BYTES {
+        // What can't be begun now is done by the sync.
+        // SAFETY: no memory is concerned.
+        unsafe {
+            libc::sync_file_range(
+                to,
+                to_offset.cast_signed(),
+                copied.cast_signed(),
+                libc::SYNC_FILE_RANGE_WRITE,
+            )
+        };
+    }
+    i32::try_from(copied).unwrap_or(i32::MAX)
+}
+
+/// The end of the source, if it is a file with holes and the target is one that reaches up to `end`.
+fn holes_end(from: RawFd, to: RawFd, end: u64) -> Option<u64> {
+    let (source, target) = (file_status(from)?, file_status(to)?);
+    let sparse = source.st_blocks.saturating_mul(512) < source.st_size;
+    (sparse && target.st_size.cast_unsigned() >= end).then(|| source.st_size.cast_unsigned())
+}
+
+fn file_status(fd: RawFd) -> Option<libc::stat> {
+    // SAFETY: all-zero bytes are a valid `stat`, and fstat writes one.
+    let status = unsafe {
+        let mut status: libc::stat = std::mem::zeroed();
+        (libc::fstat(fd, &raw mut status) == 0).then_some(status)?
+    };
+    (status.st_mode & libc::S_IFMT == libc::S_IFREG).then_some(status)
+}
+
+/// How many of the next `limit` bytes of a file that ends at `end` are data, or a hole that is worth keeping.
+fn run_at(fd: RawFd, offset: u64, limit: u64, end: u64) -> (u64, bool) {
+    let seek = |from: u64, whence| {
+        // SAFETY: no memory is concerned.
+        let place = unsafe { libc::lseek64(fd, from.cast_signed(), whence) };
+        u64::try_from(place).map_err(|_| last_errno())
+    };
+    if offset >= end {
+        return (limit, false);
+    }
+    let limit_end = offset + limit;
+    let data = match seek(offset, libc::SEEK_DATA) {
+        Ok(data) => data,
+        Err(error) if error == -libc::ENXIO => end,
+        Err(_) => return (limit, false),
+    };
+    if data.min(limit_end) - offset >= HOLE_BYTES {
+        return (data.min(limit_end) - offset, true);
+    }
+    let mut at = data;
+    // Up to the next hole that is large enough.
+    while at < limit_end {
+        let Ok(hole) = seek(at, libc::SEEK_HOLE) else {
+            break;
+        };
+        let next = seek(hole, libc::SEEK_DATA).unwrap_or(end);
+        if next.min(limit_end).saturating_sub(hole) >= HOLE_BYTES {
+            return (hole - offset, false);
+        }
+        at = next.max(hole + 1);
+    }
+    (limit, false)
+}
+
+/// Makes a hole; false if it could not be made.
+fn punch(fd: RawFd, offset: u64, length: u64) -> bool {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: no memory is concerned.
+    done(|| unsafe { libc::fallocate64(fd, mode, offset.cast_signed(), length.cast_signed()) }) == 0
+}
+
+/// Copies what is there.
+fn copy_data(from: RawFd, from_offset: u64, to: RawFd, to_offset: u64, length: u64) -> i32 {
     let mut buffer = Vec::new();
     let mut copied = 0;
     while copied < length {
