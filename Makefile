@@ -1,7 +1,7 @@
 # Every target is one script in scripts/; they can be run by themselves as well.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install test lint demo bench crash coverage fuzz interop clean
+.PHONY: bench-tools help setup build install test lint demo bench crash coverage fuzz interop clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -26,6 +26,9 @@ demo: build ## serve a real VHD, put a file system on it, and prove that other p
 
 bench: build ## compare with other servers on this machine
 	@scripts/bench
+
+bench-tools: build ## compare vhd-check and vhd-coalesce with others on this machine
+	@scripts/bench-tools
 
 crash: setup ## cut the power and fail operations at random, for SECONDS_TO_RUN=300
 	@scripts/crash

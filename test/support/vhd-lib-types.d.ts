@@ -3,11 +3,11 @@ declare module "vhd-lib" {
   import type { Readable } from "node:stream";
 
   /** How vhd-lib reaches files. */
-  export interface Handler {
+  export interface Handler<File = number> {
     openFile(path: string, flags: string): Promise<number>;
     closeFile(file: number): Promise<void>;
-    getSize(file: number): Promise<number>;
-    read(file: number, buffer: Buffer, position: number): Promise<{ bytesRead: number; buffer: Buffer }>;
+    getSize(file: File): Promise<number>;
+    read(file: File, buffer: Buffer, position: number): Promise<{ bytesRead: number; buffer: Buffer }>;
     write(file: number, buffer: Buffer, position: number): Promise<void>;
   }
 
@@ -34,6 +34,17 @@ declare module "vhd-lib" {
 
   /** A fixed VHD. */
   export function createReadableRawStream(size: number, blockParser: { next(): Promise<Fragment | null> }): Readable;
+
+  /** Merges a child into its parent. */
+  export function mergeVhd(
+    parentHandler: Handler,
+    parent: string,
+    childHandler: Handler,
+    child: string,
+  ): Promise<unknown>;
+
+  /** Checks header and footers of an image and its parents. */
+  export function checkVhdChain(handler: Pick<Handler<string>, "getSize" | "read">, path: string): Promise<void>;
 
   /** What is on the disk. */
   export function createContentStream(handler: Handler, path: string): Readable;

@@ -58,3 +58,23 @@ export async function writeWithVhdLib(path: string, sector: number, data: Buffer
     closeSync(file);
   }
 }
+
+/** Merges a child into its parent. Right only where the child's blocks are full. */
+export async function mergeWithVhdLib(parent: string, child: string): Promise<void> {
+  await vhdLib.mergeVhd(handler, parent, handler, child);
+}
+
+/** Checks header and footers of an image. */
+export async function checkChainWithVhdLib(path: string): Promise<void> {
+  // It hands over the path where it usually has an open file.
+  const file = openSync(path, "r");
+  const byPath: Pick<Handler<string>, "getSize" | "read"> = {
+    getSize: async () => handler.getSize(file),
+    read: async (_path, buffer, position) => handler.read(file, buffer, position),
+  };
+  try {
+    await vhdLib.checkVhdChain(byPath, path);
+  } finally {
+    closeSync(file);
+  }
+}
