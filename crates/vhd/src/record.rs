@@ -437,3 +437,100 @@ impl Response {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn requests_round_trip(tag: u32, kind: u8, flags: u8, sector: u64, sectors: u32, region: u32, buffer: u32) {
+            let request = TdRequest { tag, kind, flags, sector, sectors, region, buffer };
+            prop_assert_eq!(TdRequest::decode(&request.encode()), request);
+        }
+
+        #[test]
+        fn operations_round_trip(
+            id: u32, raw in 0_u8..=10, fast: bool, file: u16, offset: u64, length: u64, places: (u32, u32),
+            source: (u64, u16),
+        ) {
+            let op = Op {
+                id,
+                kind: OpKind::from_raw(raw).expect("all kinds below 11 are known"),
+                fast,
+                file,
+                offset,
+                length,
+                region: places.0,
+                buffer: places.1,
+                source_offset: source.0,
+                source_file: source.1,
+            };
+            prop_assert_eq!(op.kind as u8, raw);
+            prop_assert_eq!(Op::decode(&op.encode()), Some(op));
+        }
+
+        #[test]
+        fn answers_round_trip(id: u32, result: i32, sectors: u32, flags: u32) {
+            let completion = Completion { id, result };
+            prop_assert_eq!(Completion::decode(&completion.encode()), completion);
+            let extent = StatusExtent { sectors, flags };
+            prop_assert_eq!(StatusExtent::decode(&extent.encode()), extent);
+            let finished = Finished { tag: id, status: result };
+            prop_assert_eq!(finished.encode(), [id, result.cast_unsigned()]);
+            let response = Response::decode(&[id, sectors, result.cast_unsigned(), flags]);
+            let expected = Response { front_end: id, slot: sectors, status: result, payload: flags };
+            prop_assert_eq!(response, expected);
+        }
+    }
+
+    #[test]
+    fn a_front_ends_request_has_its_words_in_order() {
+        let mut segments = [Segment::default(); MAX_SEGMENTS];
+        segments[0] = Segment {
+            buffer: 4096,
+            sectors: 8,
+        };
+        segments[MAX_SEGMENTS - 1] = Segment {
+            buffer: 8192,
+            sectors: 1,
+        };
+        let words = FrontEndRequest {
+            front_end: 3,
+            slot: 4,
+            operation: RequestKind::Write as u8,
+            flags: FLAG_FUA,
+            error: -22,
+            sector: 5 << 32 | 6,
+            sectors: 9,
+            region: 7,
+            segments,
+            nr_segments: 12,
+        }
+        .encode();
+        assert_eq!(
+            words[..10],
+            [
+                3,
+                4,
+                12 << 16 | 1 << 8 | 1,
+                22_u32.wrapping_neg(),
+                6,
+                5,
+                9,
+                7,
+                4096,
+                8
+            ]
+        );
+        assert_eq!(words[30..], [8192, 1]);
+    }
+
+    #[test]
+    fn unknown_kinds_are_none() {
+        assert_eq!(OpKind::from_raw(11), None);
+        assert_eq!(RequestKind::from_raw(6), None);
+        assert_eq!(Op::decode(&[0, 0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), None);
+    }
+}

@@ -377,3 +377,63 @@ fn fixed_disks_are_cloned() {
     let disk = fixed().files[0][..SIZE as usize].to_vec();
     explore(fixed, &spec, SECTORS, &disk);
 }
+
+/// A block device full of what was there before.
+fn device(bytes: u64) -> Host {
+    let mut host = Host::new(vec![vec![0xaa; bytes as usize]], 64 << 10);
+    host.names = vec![NEW.to_owned()];
+    host.leaf_is_device = true;
+    host
+}
+
+#[test]
+fn images_are_made_on_block_devices() {
+    for disk_type in [DiskType::Fixed, DiskType::Dynamic] {
+        let mut host = device(4 * MIB);
+        let spec = CreateSpec {
+            disk_type,
+            block_size: 8192,
+            ..create(MIB, None)
+        };
+        host.run_job(JobSpec::Create(spec))
+            .expect("the image is made");
+        assert_eq!(host.files[0].len() as u64, 4 * MIB);
+        let info = host.open(Driver::Vhd, false).expect("the image opens");
+        assert_eq!((info.disk_type, info.warnings.len()), (Some(disk_type), 0));
+        assert!(host.read_disk(MIB / 512) == vec![0; MIB as usize]);
+    }
+}
+
+#[test]
+fn devices_that_are_too_small_are_left_alone() {
+    let fixed = CreateSpec {
+        disk_type: DiskType::Fixed,
+        ..create(MIB, None)
+    };
+    let dynamic = CreateSpec {
+        block_size: 4096,
+        ..create(1 << 30, None)
+    };
+    for spec in [fixed, dynamic] {
+        let mut host = device(MIB);
+        let error = host
+            .run_job(JobSpec::Create(spec))
+            .expect_err("it does not fit");
+        assert_eq!(error.errno, 28, "{error}");
+        assert!(host.files[0].iter().all(|byte| *byte == 0xaa));
+    }
+}
+
+#[test]
+fn a_child_needs_a_parent() {
+    let spec = CreateSpec {
+        disk_type: DiskType::Differencing,
+        ..create(MIB, None)
+    };
+    let mut host = Host::new(Vec::new(), 0);
+    let error = host
+        .run_job(JobSpec::Create(spec))
+        .expect_err("it has none");
+    assert!(error.to_string().contains("needs a parent"), "{error}");
+    assert!(host.files.is_empty());
+}

@@ -5,7 +5,8 @@ mod support;
 use proptest::prelude::*;
 use support::Host;
 use support::images::{self, Parent, Spec, uuid};
-use vhd::jobs::{BlockTable, BlocksSpec, ImageDescription, InfoSpec};
+use vhd::format::footer::DiskType;
+use vhd::jobs::{BlockTable, BlocksSpec, CreateSpec, ImageDescription, InfoSpec};
 use vhd::{Driver, JobSpec, Outcome};
 
 const SIZE: u64 = 300 * 512;
@@ -213,4 +214,91 @@ proptest! {
         }
         let _ = host.run_job(JobSpec::Blocks(BlocksSpec { path: images::name(0), block: 0, count: 50, bitmaps: true }));
     }
+}
+
+/// A host with a new image, which has a batmap, and a description of that.
+fn new_image() -> (Host, ImageDescription) {
+    let mut host = Host::new(Vec::new(), 0);
+    let spec = CreateSpec {
+        path: images::name(0),
+        disk_type: DiskType::Dynamic,
+        size: 8 << 20,
+        max_size: None,
+        block_size: 2 << 20,
+        uuid: uuid(0),
+        now: 1_700_000_000,
+    };
+    host.run_job(JobSpec::Create(spec))
+        .expect("the image is made");
+    let told = batmap_told(&mut host);
+    (host, told)
+}
+
+fn batmap_told(host: &mut Host) -> ImageDescription {
+    let spec = InfoSpec {
+        bat: true,
+        batmap: true,
+        ..spec()
+    };
+    info(host, spec).remove(0)
+}
+
+#[test]
+fn a_batmap_is_told_with_what_is_wrong_with_it() {
+    let (mut host, image) = new_image();
+    let batmap = image.batmap.expect("a new image has a batmap");
+    assert_eq!(batmap.computed_checksum, Some(batmap.checksum));
+    assert_eq!(batmap.map, Some("00".repeat(512)));
+    assert!(batmap.problem.is_none() && batmap.key_hash.is_none());
+    assert_eq!(
+        image.bat.map(|bat| (bat.blocks, bat.allocated)),
+        Some((4, 0))
+    );
+
+    host.files[0][batmap.offset as usize] = 0x80;
+    let wrong = batmap_told(&mut host).batmap.expect("it is there");
+    let problem = wrong.problem.expect("the sum is wrong");
+    assert!(
+        problem.message.contains("wrong checksum"),
+        "{}",
+        problem.message
+    );
+    assert_ne!(wrong.computed_checksum, Some(wrong.checksum));
+
+    host.files[0][batmap.header_offset as usize + 16..][..4].fill(0);
+    let empty = batmap_told(&mut host).batmap.expect("it is there");
+    let problem = empty.problem.expect("the size is wrong");
+    assert!(problem.message.contains("size"), "{}", problem.message);
+    assert_eq!(empty.map, None);
+
+    // Where no batmap is, none is told.
+    host.files[0][batmap.header_offset as usize..][..8].fill(0);
+    assert!(batmap_told(&mut host).batmap.is_none());
+}
+
+#[test]
+fn raw_and_fixed_images_are_told() {
+    let mut host = Host::new(vec![vec![1; 5000]], 0);
+    let raw = InfoSpec {
+        driver: Driver::Aio,
+        ..spec()
+    };
+    let told = info(&mut host, raw).remove(0);
+    assert_eq!((told.disk_type, told.size), ("raw", 4608));
+
+    let mut host = Host::new(Vec::new(), 0);
+    let fixed = CreateSpec {
+        path: images::name(0),
+        disk_type: DiskType::Fixed,
+        size: 4096,
+        max_size: None,
+        block_size: 2 << 20,
+        uuid: uuid(0),
+        now: 1_700_000_000,
+    };
+    host.run_job(JobSpec::Create(fixed))
+        .expect("the image is made");
+    let told = info(&mut host, spec()).remove(0);
+    assert_eq!((told.disk_type, told.size), ("fixed", 4096));
+    assert!(told.bat.is_none());
 }

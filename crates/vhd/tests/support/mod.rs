@@ -355,7 +355,7 @@ impl Host {
                 Ok(Answer::Opened(OpenedFile {
                     file: file as u16,
                     size: self.files[file].len() as u64,
-                    block_device: false,
+                    block_device: self.leaf_is_device && file == 0,
                     real_path: path,
                     modified: 1_700_000_000,
                 }))
