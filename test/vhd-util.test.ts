@@ -1,6 +1,6 @@
 // vhd-util as storage managers call it: command lines, what they look for in the output, and exit statuses (errno values).
 
-import { chmodSync, mkdirSync, readFileSync, statSync, truncateSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdirSync, readdirSync, readFileSync, statSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { MIB, pattern, SECTOR, sha256 } from "./support/data.ts";
@@ -471,6 +471,13 @@ describe("more than the original", () => {
     const input = (args: string[], bytes: Buffer) => runIn(folder, program, ["convert", ...args], { input: bytes });
     said(input(["--size", "20M", "-", "in.vhd"], content));
     expect(vhdUtil("read", "-r", "0", "-c", "40960", "-n", "in.vhd").stdout.equals(content)).toBe(true);
+    const sent = readFileSync(path("piped.vhd"));
+    said(input(["--from", "vhd", "--to", "raw", "-", "in.raw"], sent));
+    expect(readFileSync(path("in.raw")).equals(content)).toBe(true);
+    const through = input(["--from", "vhd", "--to", "raw", "-", "-"], sent);
+    expect(through.stdout.equals(content)).toBe(true);
+    expect(input(["--from", "vhd", "-", "in2.vhd"], sent.subarray(0, 9000)).status).not.toBe(0);
+    expect(readdirSync(folder).filter((name) => name.startsWith("."))).toEqual([]);
     expect(input(["--size", "19M", "-", "in2.vhd"], content)).toMatchObject({ status: 22 });
     expect(input(["--size", "21M", "-", "in2.vhd"], content)).toMatchObject({ status: 22 });
     expect(input(["-", "in2.vhd"], content)).toMatchObject({ status: 22 });

@@ -1,5 +1,17 @@
-import { closeSync, fstatSync, fsyncSync, ftruncateSync, openSync, read as readCallback, rmSync } from "node:fs";
-import { constants } from "node:os";
+import {
+  closeSync,
+  createWriteStream,
+  fstatSync,
+  fsyncSync,
+  ftruncateSync,
+  mkdtempSync,
+  openSync,
+  read as readCallback,
+  rmSync,
+} from "node:fs";
+import { constants, tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import { pipeline } from "node:stream/promises";
 import { setTimeout } from "node:timers/promises";
 import { promisify } from "node:util";
 import * as z from "zod";
@@ -56,7 +68,7 @@ export const convert = suiteCommand("vhd-util", {
     {
       name: "source",
       kind: "file",
-      description: "the disk, with its parents; - for a raw one on standard input",
+      description: "the disk, with its parents; - for standard input, which is raw unless --from says something else",
       required: true,
       variadic: false,
     },
@@ -89,22 +101,39 @@ export const convert = suiteCommand("vhd-util", {
     const size = options.size === undefined ? undefined : sizeSchema(SECTOR, MAX_SIZE).safeParse(options.size);
     if (size?.success === false) throw new UsageError(`--size: ${size.error.issues[0]?.message}`);
     if (source === "-" && !fstatSync(STDIN).isFile()) {
-      if (from === "vhd") throw new ToolError("a VHD can't be read from a pipe: it begins at its end", EINVAL);
+      if (from === "vhd") {
+        await spooled(target, (path) => fromFile(jobs, { path, driver: "vhd" }, target, to));
+        return 0;
+      }
       if (size === undefined) throw new UsageError("--size is needed: a pipe doesn't tell how much will come");
       if (target === "-") throw new UsageError("source and target can't be pipes both");
       await fromPipe(jobs, size.data, target, to);
       return 0;
     }
     const path = source === "-" ? "/dev/stdin" : source;
-    const driver = from === "raw" ? "aio" : "vhd";
-    const image = await describeImage(jobs, path, { driver });
-    if (image.problem !== null) throw new ToolError(image.problem.message, image.problem.errno);
-    const disk: Source = { path, driver, size: Number(image.size) };
-    if (target === "-") await toPipe(jobs, disk, to);
-    else await jobs.run({ job: "convert", path, driver, target, format: to, ...identity() }, z.null());
+    await fromFile(jobs, { path, driver: from === "raw" ? "aio" : "vhd" }, target, to);
     return 0;
   },
 });
+
+async function fromFile(jobs: Jobs, source: Omit<Source, "size">, target: string, format: Format): Promise<void> {
+  const image = await describeImage(jobs, source.path, { driver: source.driver });
+  if (image.problem !== null) throw new ToolError(image.problem.message, image.problem.errno);
+  if (target === "-") await toPipe(jobs, { ...source, size: Number(image.size) }, format);
+  else await jobs.run({ job: "convert", ...source, target, format, ...identity() }, z.null());
+}
+
+/** Keeps what a pipe brings in a file for a while, beside the target: a VHD is read from its end on. */
+async function spooled(target: string, use: (path: string) => Promise<void>): Promise<void> {
+  const folder = mkdtempSync(join(target === "-" ? tmpdir() : dirname(target), ".vhd-util-"));
+  try {
+    const path = join(folder, "spool.vhd");
+    await pipeline(process.stdin, createWriteStream(path));
+    await use(path);
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+}
 
 /** Makes the target, an empty disk. */
 async function makeTarget(jobs: Jobs, path: string, format: Format, size: number): Promise<void> {
