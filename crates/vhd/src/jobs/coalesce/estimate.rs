@@ -235,10 +235,7 @@ async fn new_space(
     let mut space = 0;
     let mut offset = range.start;
     while offset < range.end {
-        let (hole, length) = io
-            .seek_hole(file, offset, (range.end - offset).min(LOOK))
-            .await?;
-        let end = range.end.min(offset + length);
+        let (hole, end) = run_at(io, file, offset..range.end).await?;
         if !hole {
             space += match target {
                 None => (end - offset).next_multiple_of(UNIT) + UNIT,
@@ -253,15 +250,19 @@ async fn new_space(
     Ok(space)
 }
 
+/// Whether a range of a file begins with a hole, and where that ends as far as one look tells.
+async fn run_at(io: &Io, file: u16, range: Range<u64>) -> Result<(bool, u64)> {
+    let most = (range.end - range.start).min(LOOK);
+    let (hole, length) = io.seek_hole(file, range.start, most).await?;
+    Ok((hole, range.end.min(range.start + length)))
+}
+
 /// Bytes of a file that are holes.
 async fn holes(io: &Io, file: u16, range: Range<u64>) -> Result<u64> {
     let mut bytes = 0;
     let mut offset = range.start;
     while offset < range.end {
-        let (hole, length) = io
-            .seek_hole(file, offset, (range.end - offset).min(LOOK))
-            .await?;
-        let end = range.end.min(offset + length);
+        let (hole, end) = run_at(io, file, offset..range.end).await?;
         if hole {
             bytes += (end - offset).next_multiple_of(UNIT) + UNIT;
         }
