@@ -71,7 +71,8 @@ function writeLevel(
   }
 }
 
-function dynamicHeader(blocks: number, level: number, parent: string | undefined): Buffer {
+/** The header of an image with so many blocks of 2 MiB; its parent is the next `level`. */
+export function dynamicHeader(blocks: number, level: number, parent: string | undefined): Buffer {
   const header = Buffer.alloc(1024);
   header.write("cxsparse", 0, "latin1");
   header.writeBigUInt64BE(0xffff_ffff_ffff_ffffn, 8);

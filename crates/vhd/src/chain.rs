@@ -3,13 +3,16 @@
 use crate::error::{Error, Result, errno};
 use crate::format::footer::DiskType;
 use crate::format::uuid::Uuid;
-use crate::image::{Image, Layout, MAX_BAT_ENTRIES};
+use crate::image::{Image, Layout};
 use crate::io::Io;
 use crate::open::{self, Driver, FileSpec, ImageInfo};
 use crate::wants::{Access, Files};
 
 /// Most images in a chain. Storage managers stop at 30.
 const MAX_DEPTH: usize = 256;
+
+/// Most BAT entries of a chain that are held in memory (128 MiB): more than 30 of the largest disks have together.
+const MAX_CHAIN_ENTRIES: u64 = 1 << 25;
 
 /// Opens `leaf` and all its parents, each with the access that its level (1 and up) has. Returns the images, leaf first, and what the leaf is.
 ///
@@ -63,10 +66,10 @@ pub(crate) async fn open(
         uuids.push(image.uuid);
         chain.push(image);
         let entries: u64 = chain.iter().map(Image::bat_entries).sum();
-        if entries > MAX_BAT_ENTRIES {
+        if entries > MAX_CHAIN_ENTRIES {
             return Err(
                 Error::invalid("BAT", "the BATs of the chain are too large together")
-                    .found(entries, format!("at most {MAX_BAT_ENTRIES} entries"))
+                    .found(entries, format!("at most {MAX_CHAIN_ENTRIES} entries"))
                     .in_file(&parent_spec.path),
             );
         }

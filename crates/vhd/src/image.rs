@@ -11,7 +11,7 @@ use crate::planted::{self, Bug};
 /// Largest virtual size of an image with a BAT, bytes: 2040 GiB, as in every other implementation.
 pub const MAX_DYNAMIC_SIZE: u64 = 2040 << 30;
 
-/// Most BAT entries of a chain that are held in memory (64 MiB), against hostile block sizes.
+/// Most BAT entries of an image that are held in memory (64 MiB), against hostile block sizes.
 pub(crate) const MAX_BAT_ENTRIES: u64 = 1 << 24;
 
 /// Data of blocks begin at multiples of this many sectors (4 KiB), so that direct I/O to them is aligned.
