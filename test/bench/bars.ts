@@ -1,17 +1,18 @@
 /** What has to be reached. */
 
-import { type CacheMode, type CaseResult, type Measurement, measured } from "./results.ts";
+import { DISKS, severalName } from "./cases.ts";
+import { type CacheMode, type CaseResult, cores, type Measurement, measured } from "./results.ts";
 import { ratios, type Spread } from "./statistics.ts";
 
-/** What of the contenders is compared. */
-export type Figure = "rate" | "cpu";
+/** What of the contenders is compared: operations per second, CPU time for each, CPUs and threads in use. */
+export type Figure = "rate" | "cpu" | "cores" | "threads";
 
 export interface Bar {
   readonly case: string;
   readonly mode: CacheMode;
   readonly contender: string;
   readonly figure: Figure;
-  /** The best of these in each round. */
+  /** The best of these in each round; without any, the figure itself is judged. */
   readonly than: readonly string[];
   /** The ratio must be at least, or at most, this. */
   readonly least?: number;
@@ -33,6 +34,11 @@ function atLeast(mode: CacheMode, contender: string, least: number, than: readon
   return cases.map((name): Bar => ({ case: name, mode, contender, figure: "rate", than, least }));
 }
 
+function manyDisks(figure: Figure): Bar {
+  const name = severalName("randread", Math.max(...DISKS));
+  return { case: name, mode: "buffered", contender: "ours-ring", figure, than: [] };
+}
+
 export const allBars: readonly Bar[] = [
   ...atLeast("direct", "ours-ring", 0.95, ["raw"], `${READ}32`, `${WRITE}32`),
   ...atLeast("buffered", "ours-ring", 1, ["raw"], `${READ}32`, `${WRITE}32`),
@@ -46,6 +52,9 @@ export const allBars: readonly Bar[] = [
   ...atLeast("direct", "ours-nbd", 5, ["blktap"], "firstwrite-4k-d32"),
   ...atLeast("buffered", "ours-chain-30", 0.9, ["ours-ring"], `${READ}32`),
   ...atLeast("buffered", "ours-nbd", 0.9, ["nbdkit-file"], "read-1m-d4", "write-1m-d4"),
+  // The clients leave room on two CPUs.
+  { ...manyDisks("cores"), least: 1 },
+  { ...manyDisks("threads"), least: 2 },
   ...[READ, WRITE].map(
     (name): Bar => ({
       case: `${name}32`,
@@ -61,6 +70,8 @@ export const allBars: readonly Bar[] = [
 const figures: Readonly<Record<Figure, (measurement: Measurement) => number>> = {
   rate: ({ perSecond }) => perSecond,
   cpu: ({ cpuMicroseconds }) => cpuMicroseconds,
+  cores,
+  threads: ({ busyThreads }) => busyThreads ?? Number.NaN,
 };
 
 /** Judges those bars whose cases were run, by the median of the rounds' ratios. */
@@ -71,7 +82,8 @@ export function judge(bars: readonly Bar[], results: readonly CaseResult[]): Jud
       return [];
     }
     const figure = figures[bar.figure];
-    const ratio = ratios(measured(result, bar.contender, figure), bestOf(bar, result));
+    const own = measured(result, bar.contender, figure);
+    const ratio = ratios(own, bar.than.length === 0 ? own.map(() => 1) : bestOf(bar, result));
     const { least = 0, most = Number.POSITIVE_INFINITY } = bar;
     return [{ bar, ratio, met: ratio !== undefined && ratio.median >= least && ratio.median <= most }];
   });
@@ -82,10 +94,10 @@ function present(bar: Bar, result: CaseResult): boolean {
   return [bar.contender, ...bar.than].every((name) => result.outcomes[name] !== undefined);
 }
 
-/** The best figure in each round; none in a round that one of them failed. */
+/** The best figure of the others in each round; none in a round that one of them failed. */
 function bestOf(bar: Bar, result: CaseResult): (number | undefined)[] {
   const all = bar.than.map((contender) => measured(result, contender, figures[bar.figure]));
-  const best = bar.figure === "rate" ? Math.max : Math.min;
+  const best = bar.least === undefined ? Math.min : Math.max;
   const [first = []] = all;
   return first.map((_, round) => {
     const inRound = all.map((series) => series[round]);

@@ -2,8 +2,8 @@
 
 import { access, readFile } from "node:fs/promises";
 import { join } from "node:path";
-import type { Service } from "./contenders.ts";
 import { run } from "./processes.ts";
+import type { Service } from "./services.ts";
 
 const NBD_SOCKETS = "/run/blktap-control";
 
@@ -11,7 +11,7 @@ const NBD_SOCKETS = "/run/blktap-control";
  * Serves a VHD with the blktap that is installed in `prefix`.
  * @throws an error that says what its tools said.
  */
-export async function startBlktap(image: string, prefix: string): Promise<Service> {
+export async function startBlktap(image: string, readOnly: boolean, prefix: string): Promise<Service> {
   const control = await tapCtl(prefix);
   const pid = /\d+/.exec(await control("spawn"))?.[0];
   const minor = /(\d+)\s*$/.exec(await control("allocate"))?.[1];
@@ -27,15 +27,17 @@ export async function startBlktap(image: string, prefix: string): Promise<Servic
   };
   try {
     await control("attach", ...disk);
-    await control("open", ...disk, "-a", `vhd:${image}`);
+    await control("open", ...disk, "-a", `vhd:${image}`, ...(readOnly ? ["-R"] : []));
     const socket = `${NBD_SOCKETS}/nbd${pid}.${minor}`;
     await access(socket);
     return {
-      endpoint: { kind: "nbd", socket },
-      pid: Number(pid),
+      endpoints: [{ kind: "nbd", socket }],
+      pids: [Number(pid)],
       get alive() {
         return isAlive(Number(pid));
       },
+      door: socket,
+      collections: () => undefined,
       stop,
     };
   } catch (error) {

@@ -5,16 +5,26 @@ import type { CacheMode } from "./results.ts";
 /** What fio and ring-client call it. */
 export type Pattern = "randread" | "randwrite" | "read" | "write" | "trim";
 
+/**
+ * On what: a disk with content, one in which nothing is allocated and which is thrown away, several small ones, or one of
+ * 2040 GiB whose bitmaps don't fit into memory.
+ */
+export type ImageKind = "filled" | "empty" | "several" | "largest";
+
 export interface Case {
   readonly name: string;
   readonly title: string;
   readonly pattern: Pattern;
   readonly blockBytes: number;
+  /** Of each disk. */
   readonly depth: number;
-  /** Each run begins with an empty image. */
-  readonly fresh: boolean;
+  readonly image: ImageKind;
+  /** How many disks are under this load at once. */
+  readonly disks: number;
   /** A flush follows every write. */
   readonly flushEach: boolean;
+  /** Other clients come and go meanwhile. */
+  readonly visited: boolean;
   /** In which modes it says something. */
   readonly modes: readonly CacheMode[];
   /** It runs when no cases are named: a bar needs it, or it is what people look for first. */
@@ -24,7 +34,18 @@ export interface Case {
 const KIB = 1 << 10;
 const MIB = 1 << 20;
 const BOTH: readonly CacheMode[] = ["buffered", "direct"];
-const PLAIN = { fresh: false, flushEach: false, modes: BOTH, core: false } as const;
+
+export const PLAIN = {
+  image: "filled",
+  disks: 1,
+  flushEach: false,
+  visited: false,
+  modes: BOTH,
+  core: false,
+} as const;
+
+/** How many disks there are at once in the cases that compare this. */
+export const DISKS = [1, 4, 16] as const;
 
 function sizeTitle(bytes: number): string {
   return bytes < MIB ? `${bytes / KIB} KiB` : `${bytes / MIB} MiB`;
@@ -70,11 +91,33 @@ function flushedWrites(depth: number): Case {
   };
 }
 
+/** The case with so many disks at once; reports look them up by this name. */
+export function severalName(pattern: "randread" | "randwrite", disks: number): string {
+  return `${pattern}-4k-d32-disks${disks}`;
+}
+
+function several(pattern: "randread" | "randwrite", disks: number): Case {
+  const one = random(pattern, 4 * KIB, 32);
+  return {
+    ...one,
+    name: severalName(pattern, disks),
+    title: `${one.title}, ${disks} ${disks === 1 ? "small disk" : "disks at once"}`,
+    image: "several",
+    disks,
+  };
+}
+
 const randomCases = [4 * KIB, 64 * KIB].flatMap((bytes) =>
   (["randread", "randwrite"] as const).flatMap((pattern) =>
     [1, 8, 32, 128].map((depth) => random(pattern, bytes, depth)),
   ),
 );
+
+/** How many clients come and go in a second where a case wants that. */
+export const VISITS_PER_SECOND = 200;
+
+/** What is read while other clients come and go, and what it is like when they don't. */
+export const VISITED = { quiet: "randread-4k-d32", visited: "randread-4k-d32-visited" } as const;
 
 export const allCases: readonly Case[] = [
   ...randomCases,
@@ -87,7 +130,7 @@ export const allCases: readonly Case[] = [
     pattern: "randwrite",
     blockBytes: 4 * KIB,
     depth: 32,
-    fresh: true,
+    image: "empty",
     core: true,
   },
   {
@@ -97,7 +140,7 @@ export const allCases: readonly Case[] = [
     pattern: "write",
     blockBytes: MIB,
     depth: 4,
-    fresh: true,
+    image: "empty",
   },
   flushedWrites(1),
   flushedWrites(32),
@@ -108,6 +151,20 @@ export const allCases: readonly Case[] = [
     pattern: "trim",
     blockBytes: MIB,
     depth: 4,
+    modes: ["buffered"],
+  },
+  ...DISKS.flatMap((disks) => [several("randread", disks), several("randwrite", disks)]),
+  {
+    ...random("randread", 4 * KIB, 32),
+    name: "randread-4k-d32-largest",
+    title: "4 KiB random read all over 2040 GiB, depth 32",
+    image: "largest",
+  },
+  {
+    ...random("randread", 4 * KIB, 32),
+    name: VISITED.visited,
+    title: "4 KiB random read, depth 32, while clients come and go",
+    visited: true,
     modes: ["buffered"],
   },
 ];

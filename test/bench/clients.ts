@@ -1,5 +1,6 @@
 /** The programs that make load, and what they report. */
 
+import { cpus } from "node:os";
 import { z } from "zod";
 import type { Case } from "./cases.ts";
 import { type Command, run } from "./processes.ts";
@@ -15,7 +16,10 @@ export interface Load {
   readonly case: Case;
   readonly mode: CacheMode;
   readonly seconds: number;
+  /** Of each disk. */
   readonly diskBytes: number;
+  /** Accesses begin at multiples of so many bytes. */
+  readonly alignBytes: number;
   readonly seed: number;
 }
 
@@ -30,57 +34,64 @@ const PATIENCE_MS = 60_000;
 
 /**
  * A guest whose idle loop polls, as those do that know that a halt is expensive. Not for long: where client and server meet
- * on one CPU, because the other is busy, the server waits for the end of it.
+ * on one CPU, because the other is busy, the server waits for the end of it. Guests that are as many as the CPUs don't poll.
  */
 const RING_POLL_MICROSECONDS = 100;
 
 /**
- * Makes load on a disk.
+ * Makes load on disks, on all at once.
  * @throws an error that says what went wrong.
  */
-export async function measure(endpoint: Endpoint, load: Load, ringClient: string): Promise<Report> {
+export async function measure(endpoints: readonly Endpoint[], load: Load, ringClient: string): Promise<Report> {
   const limit = load.seconds * 1000 + PATIENCE_MS;
-  if (endpoint.kind === "ring") {
-    return parseRingReport(await run(ringCommand(endpoint.socket, load, ringClient), limit));
-  }
-  return parseFioReport(await run(fioCommand(endpoint, load), limit));
+  const rings = endpoints.flatMap((endpoint) => (endpoint.kind === "ring" ? [endpoint.socket] : []));
+  return rings.length > 0
+    ? parseRingReport(await run(ringCommand(rings, load, ringClient), limit))
+    : parseFioReport(await run(fioCommand(endpoints, load), limit));
 }
 
-function fioCommand(endpoint: Exclude<Endpoint, { kind: "ring" }>, load: Load): Command {
-  const engine =
-    endpoint.kind === "nbd"
-      ? ["--ioengine=nbd", `--uri=nbd+unix:///?socket=${endpoint.socket}`]
-      : [
-          "--ioengine=io_uring",
-          `--filename=${endpoint.path}`,
-          `--direct=${load.mode === "direct" ? 1 : 0}`,
-          // The cache stays as it is.
-          "--invalidate=0",
-          "--fadvise_hint=0",
-        ];
+/** One process with a thread for each disk. */
+function fioCommand(endpoints: readonly Endpoint[], load: Load): Command {
   return {
     program: "fio",
     args: [
-      "--name=bench",
-      ...engine,
+      "--output-format=json",
+      "--name=global",
       `--rw=${load.case.pattern}`,
       `--bs=${load.case.blockBytes}`,
+      `--blockalign=${load.alignBytes}`,
       `--iodepth=${load.case.depth}`,
       `--size=${load.diskBytes}`,
       // Trimming is over when everything is trimmed.
       ...(load.case.pattern === "trim" ? [] : [`--runtime=${Math.round(load.seconds * 1000)}ms`, "--time_based"]),
       ...(load.case.flushEach ? ["--fsync=1"] : []),
       "--thread",
+      "--group_reporting",
       "--norandommap",
       "--randrepeat=1",
       `--randseed=${load.seed}`,
       "--percentile_list=50:99:99.9",
-      "--output-format=json",
+      ...endpoints.flatMap((endpoint, index) => [`--name=disk${index}`, ...fioEngine(endpoint, load.mode)]),
     ],
   };
 }
 
-function ringCommand(socket: string, load: Load, program: string): Command {
+function fioEngine(endpoint: Endpoint, mode: CacheMode): string[] {
+  return endpoint.kind === "file"
+    ? [
+        "--ioengine=io_uring",
+        `--filename=${endpoint.path}`,
+        `--direct=${mode === "direct" ? 1 : 0}`,
+        // The cache stays as it is.
+        "--invalidate=0",
+        "--fadvise_hint=0",
+      ]
+    : ["--ioengine=nbd", `--uri=nbd+unix:///?socket=${endpoint.socket}`];
+}
+
+/** The same. */
+function ringCommand(sockets: readonly string[], load: Load, program: string): Command {
+  const [socket = "", ...others] = sockets;
   const options: Readonly<Record<string, string | number>> = {
     socket,
     rw: load.case.pattern,
@@ -88,10 +99,12 @@ function ringCommand(socket: string, load: Load, program: string): Command {
     depth: load.case.depth,
     seconds: load.seconds,
     span: load.diskBytes,
+    align: load.alignBytes,
     seed: load.seed,
-    "poll-us": RING_POLL_MICROSECONDS,
+    "poll-us": sockets.length < cpus().length ? RING_POLL_MICROSECONDS : 0,
   };
-  return { program, args: ["bench", ...Object.entries(options).flatMap(([name, value]) => [`--${name}`, `${value}`])] };
+  const named = Object.entries(options).flatMap(([name, value]) => [`--${name}`, `${value}`]);
+  return { program, args: ["bench", ...named, ...others.flatMap((other) => ["--beside", other])] };
 }
 
 const direction = z.object({

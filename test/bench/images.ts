@@ -4,14 +4,15 @@ import { randomFillSync } from "node:crypto";
 import { open, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import type { Case } from "./cases.ts";
 import { Program, run } from "./processes.ts";
 
 const MIB = 1 << 20;
 const READY_MS = 15_000;
 const READY_STEP_MS = 10;
 /** Of the images that runs of first writes begin with: so large that few places are hit twice. */
-export const FRESH_BYTES = 8 * 2 ** 30;
+export const EMPTY_BYTES = 8 * 2 ** 30;
+/** Of the disks that are under load at once: sixteen of them, in two formats, are in the page cache. */
+export const SMALL_BYTES = 64 * MIB;
 
 /** Writes a file of `bytes` bytes in which no two sectors are equal, none is empty, and nothing compresses. */
 export async function writeContent(path: string, bytes: number): Promise<void> {
@@ -29,9 +30,10 @@ export async function writeContent(path: string, bytes: number): Promise<void> {
   }
 }
 
-/** Copies an image. */
-export async function copyFile(from: string, to: string): Promise<void> {
-  await run({ program: "cp", args: ["--reflink=never", "--sparse=never", from, to] });
+/** Copies an image, or so many bytes of it. */
+export async function copyFile(from: string, to: string, bytes?: number): Promise<void> {
+  const part = bytes === undefined ? [] : [`count=${bytes}`, "iflag=count_bytes"];
+  await run({ program: "dd", args: [`if=${from}`, `of=${to}`, "bs=4M", "status=none", ...part] });
 }
 
 /**
@@ -87,8 +89,4 @@ export async function clean(path: string): Promise<void> {
 export async function cool(path: string): Promise<void> {
   await clean(path);
   await run({ program: "dd", args: [`if=${path}`, "iflag=nocache", "count=0", "status=none"] });
-}
-
-export function diskBytes(one: Case, bytes: number): number {
-  return one.fresh ? FRESH_BYTES : bytes;
 }

@@ -12,15 +12,19 @@ import { busyShare, describeCommit, describeMachine, keepAwake, watchStolen } fr
 import { digits } from "./markdown.ts";
 import { type Options, parseOptions } from "./options.ts";
 import { plot } from "./plot.ts";
-import { probe } from "./probes.ts";
+import { probeMemory } from "./probes/memory.ts";
+import { probeChain, probeStarting } from "./probes/starting.ts";
+import { probeSystemCalls, systemCallsCase } from "./probes/system-calls.ts";
+import type { ProbeGroup } from "./probes.ts";
 import { killAll } from "./processes.ts";
 import { report } from "./report.ts";
-import { type CacheMode, type CaseResult, isMeasurement, type Outcome, type Run } from "./results.ts";
+import { type CacheMode, type CaseResult, isMeasurement, type Outcome, type Probe, type Run } from "./results.ts";
 import { makeScratch, type Scratch } from "./scratch.ts";
 import { Session } from "./session.ts";
 import { addSitting } from "./sittings.ts";
 
 const ROOT = resolve(import.meta.dirname, "../..");
+const COMMANDS = join(ROOT, "build/bin");
 const OUTPUT = join(ROOT, "build/bench");
 const RESULTS = join(import.meta.dirname, "RESULTS.md");
 const PLOT = join(import.meta.dirname, "results.svg");
@@ -29,7 +33,8 @@ async function main(): Promise<void> {
   await mkdir(OUTPUT, { recursive: true });
   const options = parseOptions(process.env, OUTPUT);
   const folder = await mkdtemp(join(options.folder, "run-"));
-  const scratch = options.cases.some(({ fresh }) => fresh) ? await makeScratch(folder) : undefined;
+  const fragmented = options.cases.some(({ image }) => image === "empty" || image === "largest");
+  const scratch = fragmented ? await makeScratch(folder) : undefined;
   const cleanUp = async () => {
     killAll();
     await scratch?.remove();
@@ -40,7 +45,7 @@ async function main(): Promise<void> {
   }
   try {
     if (scratch?.reason !== undefined) {
-      say(`first writes go to the machine's own file system: ${scratch.reason}`);
+      say(`fragmented images go to the machine's own file system: ${scratch.reason}`);
     }
     const place = scratch ?? { folder, reason: undefined, enter: async () => {}, remove: async () => {} };
     const run = await bench(options, folder, place);
@@ -56,21 +61,25 @@ async function bench(options: Options, folder: string, scratch: Scratch): Promis
   const [machine, commit, busyBefore] = [await describeMachine(folder), await describeCommit(), await busyShare()];
   say(`${machine.cpu}, ${machine.cores} cores; busy: ${Math.round(100 * busyBefore)} %`);
   say("making the disks");
-  const session = new Session(options, folder, scratch.folder, join(ROOT, "build/bin"));
-  await session.prepare();
+  const session = new Session(options, folder, scratch.folder, COMMANDS);
+  const counting = options.probes.some(({ name }) => name === "system-calls");
+  await session.prepare([...options.cases, ...(counting ? [systemCallsCase] : [])]);
   const stolen = await watchStolen();
   const sleep = await keepAwake();
   const results: CaseResult[] = [];
   for (const mode of options.modes) {
     await session.enter(mode);
-    await scratch.enter(mode);
     for (const one of options.cases.filter(({ modes }) => modes.includes(mode))) {
+      await scratch.enter(one, mode);
       results.push(await runCase(session, one, mode, options));
     }
   }
   await session.stop();
-  say("starting, seven times");
-  const probes = await probe(folder, join(ROOT, "build/bin"));
+  const probes: Probe[] = [];
+  for (const { name } of options.probes) {
+    say(`probes: ${name}`);
+    probes.push(...(await probeGroup(name, session, options, folder)));
+  }
   await sleep();
   return {
     started: started.toISOString(),
@@ -85,6 +94,19 @@ async function bench(options: Options, folder: string, scratch: Scratch): Promis
     results,
     probes,
   };
+}
+
+function probeGroup(name: ProbeGroup["name"], session: Session, options: Options, folder: string): Promise<Probe[]> {
+  switch (name) {
+    case "starting":
+      return probeStarting(folder, COMMANDS);
+    case "chain":
+      return probeChain(folder, COMMANDS);
+    case "memory":
+      return probeMemory(folder, COMMANDS);
+    case "system-calls":
+      return probeSystemCalls(session, options.contenders);
+  }
 }
 
 async function runCase(session: Session, one: Case, mode: CacheMode, options: Options): Promise<CaseResult> {

@@ -33,6 +33,12 @@ test("a whole name means only that one", () => {
   expect(cases).toEqual(allCases);
 });
 
+test("nothing can be wanted as well", () => {
+  const { cases, probes } = parseOptions({ CASES: "none", PROBES: "chain memory" }, "/tmp");
+  expect(cases).toEqual([]);
+  expect(names(probes)).toEqual(["chain", "memory"]);
+});
+
 test("a run that leaves something out is not complete", () => {
   for (const variables of [
     { CASES: "d32" },
@@ -40,6 +46,7 @@ test("a run that leaves something out is not complete", () => {
     { MODES: "direct" },
     { ROUNDS: "1" },
     { DISK_MIB: "64" },
+    { PROBES: "starting" },
   ]) {
     expect(parseOptions(variables, "/tmp").complete).toBe(false);
   }

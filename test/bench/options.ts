@@ -1,12 +1,14 @@
 import { z } from "zod";
 import { allCases, type Case } from "./cases.ts";
 import { type ContenderKind, contenderKinds } from "./contenders.ts";
+import { type ProbeGroup, probeGroups } from "./probes.ts";
 import type { CacheMode } from "./results.ts";
 
 /** What to run. */
 export interface Options {
   readonly cases: readonly Case[];
   readonly contenders: readonly ContenderKind[];
+  readonly probes: readonly ProbeGroup[];
   readonly modes: readonly CacheMode[];
   readonly rounds: number;
   readonly seconds: number;
@@ -35,13 +37,16 @@ function meant<T extends { readonly name: string }>(all: readonly T[], word: str
   return exact.length > 0 ? exact : all.filter(({ name }) => name.includes(word));
 }
 
-/** Those of `all` that one of the words means, all for `all`; without words `standard`. */
+/** Those of `all` that one of the words means, all for `all`, none for `none`; without words `standard`. */
 function selection<T extends { readonly name: string }>(all: readonly T[], standard: readonly T[] = all) {
   return z
     .string()
     .default("")
     .transform((text, context) => {
       const words = text.split(/[\s,]+/).filter((word) => word !== "");
+      if (words.length === 1 && words[0] === "none") {
+        return [];
+      }
       const unknown = words.find((word) => meant(all, word).length === 0);
       if (unknown !== undefined) {
         const names = all.map(({ name }) => name).join(", ");
@@ -69,6 +74,7 @@ const coreCases = allCases.filter(({ core }) => core);
 const environment = z.object({
   CASES: selection(allCases, coreCases),
   CONTENDERS: selection(contenderKinds),
+  PROBES: selection<ProbeGroup>(probeGroups),
   MODES: selection(modes),
   ROUNDS: number(DEFAULT_ROUNDS, 1, 1000).pipe(z.int()),
   SECONDS: number(DEFAULT_SECONDS, 0.1, 3600),
@@ -93,6 +99,7 @@ export function parseOptions(variables: Readonly<Record<string, string | undefin
   return {
     cases: given.CASES,
     contenders: given.CONTENDERS.filter(({ needsBlktap }) => blktap !== undefined || !needsBlktap),
+    probes: given.PROBES,
     modes: given.MODES.map(({ name }) => name),
     rounds: given.ROUNDS,
     seconds: given.SECONDS,
@@ -103,6 +110,7 @@ export function parseOptions(variables: Readonly<Record<string, string | undefin
     complete:
       coreCases.every((one) => given.CASES.includes(one)) &&
       given.CONTENDERS.length === contenderKinds.length &&
+      given.PROBES.length === probeGroups.length &&
       given.MODES.length === modes.length &&
       given.ROUNDS >= DEFAULT_ROUNDS &&
       given.SECONDS >= DEFAULT_SECONDS &&

@@ -1,73 +1,67 @@
-/** What is measured once and not against others: how soon a disk answers, and what it costs to have one. */
+/** What is measured of ours alone: how soon a disk answers, what it costs to have one, and system calls. */
 
-import { once } from "node:events";
-import { rm } from "node:fs/promises";
-import { connect, type Socket } from "node:net";
-import { join } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
-import { emptyImage } from "./images.ts";
-import { Program, residentBytes } from "./processes.ts";
-import type { Probe } from "./results.ts";
-
-const TIMES = 7;
-const GIB = 2 ** 30;
-
-/** What a probe measures, and what must be reached. */
-export const probeKinds = [
-  { name: "first-answer", title: "from exec to the first answered request over NBD", unit: "ms", most: 150 },
-  { name: "resident", title: "resident memory of a process with one disk of 10 GiB", unit: "MiB", most: undefined },
+/** Probes that are measured together. */
+export const probeGroups = [
+  { name: "starting" },
+  { name: "chain" },
+  { name: "memory" },
+  { name: "system-calls" },
 ] as const;
 
-/** Measures ours. Images go into `folder`. */
-export async function probe(folder: string, commands: string): Promise<Probe[]> {
-  const image = join(folder, "probe.vhd");
-  await emptyImage(image, "vhd", 10 * GIB);
-  const times: number[] = [];
-  const memory: number[] = [];
-  for (let time = 0; time < TIMES; time++) {
-    const socketPath = join(folder, `probe.${time}`);
-    const start = performance.now();
-    const server = new Program({
-      program: join(commands, "tapdisk"),
-      args: ["serve", `vhd:${image}`, "--nbd", `unix:${socketPath}`],
-    });
-    while (!server.stdout.includes("\n")) {
-      if (!server.alive) throw server.error("did not start");
-      await sleep(1);
-    }
-    await readFirstSectors(socketPath);
-    times.push(performance.now() - start);
-    memory.push(server.pid === undefined ? Number.NaN : residentBytes(server.pid) / 2 ** 20);
-    await server.stop("SIGTERM");
-  }
-  await rm(image);
-  return [
-    { name: "first-answer", values: times },
-    { name: "resident", values: memory },
-  ];
+export type ProbeGroup = (typeof probeGroups)[number];
+
+/** What a probe measures, and what must be reached. */
+export interface ProbeKind {
+  readonly name: string;
+  readonly group: ProbeGroup["name"];
+  readonly title: string;
+  readonly unit: string;
+  /** The median must be at most this. */
+  readonly most?: number;
 }
 
-/** NBD at its shortest: the default export by NBD_OPT_EXPORT_NAME, then one read of 4 KiB. */
-async function readFirstSectors(path: string): Promise<void> {
-  const socket = connect(path);
-  await once(socket, "connect");
-  await take(socket, 18);
-  const options = Buffer.alloc(20);
-  options.writeUInt32BE(3, 0);
-  options.write("IHAVEOPT", 4, "latin1");
-  options.writeUInt32BE(1, 12);
-  socket.write(options);
-  await take(socket, 10);
-  const read = Buffer.alloc(28);
-  read.writeUInt32BE(0x25609513, 0);
-  read.writeUInt32BE(4096, 24);
-  socket.write(read);
-  await take(socket, 16 + 4096);
-  socket.destroy();
+/** How many disks the process has whose memory is compared with that of a process with one. */
+export const MANY_DISKS = 32;
+export const CHAIN_LENGTH = 30;
+
+const MEMORY = `with ${MANY_DISKS} disks of 10 GiB under load, for each but the first`;
+
+export const probeKinds: readonly ProbeKind[] = [
+  {
+    name: "first-answer",
+    group: "starting",
+    title: "from exec to the first answered request over NBD",
+    unit: "ms",
+    most: 150,
+  },
+  { name: "chain-answer", group: "chain", title: `the same, chain of ${CHAIN_LENGTH} images of 2040 GiB`, unit: "ms" },
+  { name: "resident", group: "starting", title: "resident memory with one disk of 10 GiB, read once", unit: "MiB" },
+  {
+    name: "resident-loaded",
+    group: "memory",
+    title: "resident memory with one disk of 10 GiB under load",
+    unit: "MiB",
+  },
+  { name: "resident-disk", group: "memory", title: `resident memory ${MEMORY}`, unit: "MiB", most: 16 },
+  { name: "anonymous-disk", group: "memory", title: `anonymous memory ${MEMORY}`, unit: "MiB", most: 16 },
+  systemCalls("ours-nbd", "ours over NBD", 1),
+  systemCalls("ours-ring", "ours over a ring"),
+  systemCalls("nbdkit-file", "nbdkit file"),
+  systemCalls("qemu-raw", "qemu-nbd -f raw"),
+  systemCalls("blktap", "the original, around the page cache"),
+];
+
+/** The probe of a contender's system calls has its name. */
+export function systemCallsName(contender: string): string {
+  return `system-calls-${contender}`;
 }
 
-async function take(socket: Socket, bytes: number): Promise<void> {
-  while (socket.read(bytes) === null) {
-    await once(socket, "readable");
-  }
+function systemCalls(contender: string, title: string, most?: number): ProbeKind {
+  return {
+    name: systemCallsName(contender),
+    group: "system-calls",
+    title: `system calls for a 4 KiB random read, depth 32: ${title}`,
+    unit: "",
+    ...(most === undefined ? {} : { most }),
+  };
 }

@@ -2,7 +2,7 @@
 
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { readFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 
 const STDERR_KEPT = 4000;
 const STOP_MS = 20_000;
@@ -84,8 +84,8 @@ export class Program {
     }
   }
 
-  /** Ends it: SIGTERM lets it finish, SIGKILL comes when it takes too long. */
-  async stop(signal: "SIGTERM" | "SIGKILL"): Promise<void> {
+  /** Ends it: others than SIGKILL let it finish, SIGKILL comes when it takes too long. */
+  async stop(signal: "SIGTERM" | "SIGINT" | "SIGKILL"): Promise<void> {
     this.#child.kill(signal);
     const timer = setTimeout(() => this.#child.kill("SIGKILL"), STOP_MS);
     await this.#exited;
@@ -117,10 +117,32 @@ export function endedCpuSeconds(): number {
   return (Number(fields[13]) + Number(fields[14])) / TICKS;
 }
 
+/** CPU time of each thread of a process so far, in seconds, by the number of the thread. */
+export function threadSeconds(pid: number): ReadonlyMap<string, number> {
+  const folder = `/proc/${pid}/task`;
+  return new Map(
+    readdirSync(folder).flatMap((thread) => {
+      try {
+        const [nanoseconds] = readFileSync(`${folder}/${thread}/schedstat`, "latin1").split(" ");
+        return [[thread, Number(nanoseconds) / 1e9] as const];
+      } catch {
+        // It has ended meanwhile.
+        return [];
+      }
+    }),
+  );
+}
+
 /** Memory of a process that is in RAM. */
 export function residentBytes(pid: number): number {
   // Field 24 of the file: rss.
   return Number(statFields(pid)[21]) * PAGE_BYTES;
+}
+
+/** That part of it that belongs to no file: heaps and stacks, and buffers that aren't shared. */
+export function anonymousBytes(pid: number): number {
+  const [, kib] = /^RssAnon:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, "latin1")) ?? [];
+  return Number(kib) * 1024;
 }
 
 /** From the third field on: the second is a name in parentheses, which may contain anything. */

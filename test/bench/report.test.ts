@@ -95,6 +95,66 @@ test("bars can be about CPU time, of which less is better, and are left out when
   expect(judge([{ ...bar, than: ["blktap"], most: 1 }], [RESULT])).toEqual([]);
 });
 
+test("a bar can be about a figure itself", () => {
+  const bar = { case: CASE, mode: "buffered", contender: "ours-nbd", than: [] } as const;
+  const busy = { ...outcome(500_000), busyThreads: 3 };
+  const verdicts = judge(
+    [
+      // 4 µs for each of so many operations.
+      { ...bar, figure: "cores", least: 2 },
+      { ...bar, figure: "cores", least: 2.1 },
+      { ...bar, figure: "threads", least: 3 },
+    ],
+    [result({ "ours-nbd": [busy, busy] })],
+  );
+  expect(verdicts.map(({ met, ratio }) => [met, ratio?.median])).toEqual([
+    [true, 2],
+    [false, 2],
+    [true, 3],
+  ]);
+});
+
+test("probes without figures are not met, and say why", () => {
+  const probes = [
+    { name: "system-calls-ours-nbd", values: [], note: "there is no perf" },
+    { name: "chain-answer", values: [400, 500] },
+  ];
+  const text = report({ ...run([RESULT]), probes });
+  expect(text).toMatch(/\| system calls for .*: ours over NBD +\| +≤ 1 \| +failed \| \*\*not met\*\* \|/);
+  expect(text).toMatch(/\| the same, chain of 30 images of 2040 GiB +\| +– \| 450 \(400–500\) ms \| +\|/);
+  expect(text).toContain("ours over NBD: there is no perf");
+});
+
+test("several disks stand side by side", () => {
+  const many = (disks: number, perSecond: number): CaseResult => ({
+    case: `randread-4k-d32-disks${disks}`,
+    mode: "buffered",
+    outcomes: { "ours-ring": [{ ...outcome(perSecond), busyThreads: disks }] },
+  });
+  const text = report(run([many(1, 100_000), many(16, 250_000)]));
+  expect(text).toMatch(/\| +\| 1000\/s, 1 \| 1000\/s, 4 \| 1000\/s, 16 \|/);
+  expect(text).toMatch(/\| ours, ring \| +100 \| +– \| +250 \| +0.40 \| +– \| +1.00 \| +1.00 \| +– \| +16.0 \|/);
+  expect(text).toMatch(/16 disks at once, buffered: CPUs in use +\| +– \| ≥ 1.00 \| 1.00 \(1.00–1.00\) \| met \|/);
+});
+
+test("latencies while clients come and go stand beside those while they don't", () => {
+  const latency = { p50: 10, p99: 20, p999: 30 };
+  const visited: CaseResult = {
+    case: "randread-4k-d32-visited",
+    mode: "buffered",
+    outcomes: {
+      "nbdkit-file": [{ ...outcome(1000), latency }],
+      "ours-nbd": [
+        { ...outcome(1000), latency, collections: { count: 4, longest: 0.25 } },
+        { ...outcome(1000), latency, collections: { count: 4, longest: 0.5 } },
+      ],
+    },
+  };
+  const text = report(run([RESULT, visited]));
+  expect(text).toMatch(/\| nbdkit file \| 1.00 \| 2.00 \| +3.00 \| +10.0 \| +20.0 \| +30.0 \| +– \| +– \|/);
+  expect(text).toMatch(/\| ours, NBD +\| 1.00 \| 2.00 \| +3.00 \| +10.0 \| +20.0 \| +30.0 \| +4.00 \| +0.50 \|/);
+});
+
 test("the report has ratios, and failures as what they are", () => {
   const text = report(run([RESULT]));
   expect(text).toContain("2026-01-02 03:04 UTC, commit abc1234, 3.2 minutes.");
@@ -121,7 +181,7 @@ test("the history keeps the latest runs, newest first", () => {
     .filter((line) => line.startsWith("- "));
   expect(lines).toHaveLength(10);
   expect(lines[0]).toBe(
-    "- 2026-01-21, abc1234, A CPU: –, –, failed, –, –, –, –, –, 0.75, –, –, –, –, –, –, –, –, –, –, –, –, 1.00, –",
+    "- 2026-01-21, abc1234, A CPU: –, –, failed, –, –, –, –, –, 0.75, –, –, –, –, –, –, –, –, –, –, –, –, –, –, 1.00, –",
   );
   expect(lines.at(-1)).toContain("2026-01-12");
 });

@@ -1,22 +1,28 @@
 /** A run of the benchmark as Markdown. */
 
-import { allBars, type Judgement, judge } from "./bars.ts";
-import { allCases, type Case } from "./cases.ts";
+import { allBars, type Figure, type Judgement, judge } from "./bars.ts";
 import { contenderKinds } from "./contenders.ts";
-import { digits, table } from "./markdown.ts";
+import { table } from "./markdown.ts";
 import { probeKinds } from "./probes.ts";
+import { severalSection, visitedSection } from "./report-sections.ts";
+import { caseTitle, FAILED, findCase, median, NONE, present, quotient, range, titleOf } from "./report-words.ts";
 import { type CacheMode, type CaseResult, isMeasurement, measured, type Probe, type Run, rates } from "./results.ts";
-import { ratios, type Spread, spread } from "./statistics.ts";
+import { spread } from "./statistics.ts";
 
 const LIMIT = "raw";
 const OURS = ["ours-nbd", "ours-ring"] as const;
-const NONE = "–";
-const FAILED = "failed";
 const GIB = 2 ** 30;
 
 const modeTitles: Readonly<Record<CacheMode, string>> = {
   buffered: "In the page cache",
   direct: "Around the page cache (O_DIRECT)",
+};
+
+const figureTitles: Readonly<Record<Figure, string>> = {
+  rate: "",
+  cpu: ": CPU time",
+  cores: ": CPUs in use",
+  threads: ": threads in use",
 };
 
 /** Everything but the history. */
@@ -34,6 +40,8 @@ export function report(run: Run): string {
         run.results.filter((result) => result.mode === mode),
       ),
     ),
+    ...severalSection(run.results),
+    ...visitedSection(run.results),
     ...errors(run.results),
   ].join("\n\n");
 }
@@ -54,8 +62,8 @@ function heading(run: Run): string[] {
 
 function judgementTable(judgements: readonly Judgement[]): string {
   const rows = judgements.map(({ bar, ratio, met }) => [
-    `${titleOf(bar.contender)}, ${caseTitle(bar.case)}, ${bar.mode}${bar.figure === "cpu" ? ": CPU time" : ""}`,
-    `${bar.than.length > 1 ? "best of " : ""}${bar.than.map(titleOf).join(", ")}`,
+    `${titleOf(bar.contender)}, ${caseTitle(bar.case)}, ${bar.mode}${figureTitles[bar.figure]}`,
+    bar.than.length === 0 ? NONE : `${bar.than.length > 1 ? "best of " : ""}${bar.than.map(titleOf).join(", ")}`,
     bar.most === undefined ? `≥ ${(bar.least ?? 0).toFixed(2)}` : `≤ ${bar.most.toFixed(2)}`,
     range(ratio) ?? FAILED,
     met ? "met" : "**not met**",
@@ -65,14 +73,28 @@ function judgementTable(judgements: readonly Judgement[]): string {
 
 function probeTable(probes: readonly Probe[]): string[] {
   const rows = probeKinds.flatMap(({ name, title, unit, most }) => {
-    const values = spread(probes.find((one) => one.name === name)?.values ?? []);
-    if (values === undefined) {
+    const probe = probes.find((one) => one.name === name);
+    if (probe === undefined) {
       return [];
     }
-    const verdict = most === undefined ? "" : values.median <= most ? "met" : "**not met**";
-    return [[title, most === undefined ? NONE : `≤ ${most} ${unit}`, `${range(values)} ${unit}`, verdict]];
+    const values = spread(probe.values);
+    const met = values !== undefined && (most === undefined || values.median <= most);
+    return [
+      [
+        title,
+        most === undefined ? NONE : `≤ ${most} ${unit}`.trimEnd(),
+        values === undefined ? FAILED : `${range(values)} ${unit}`.trimEnd(),
+        most === undefined ? "" : met ? "met" : "**not met**",
+      ],
+    ];
   });
-  return rows.length === 0 ? [] : [table(["ours", "bar", "reached", ""], rows)];
+  const notes = probes.flatMap(({ name, note }) =>
+    note === undefined ? [] : [`- ${probeKinds.find((kind) => kind.name === name)?.title ?? name}: ${note}`],
+  );
+  return [
+    ...(rows.length === 0 ? [] : [table(["", "bar", "reached", ""], rows)]),
+    ...(notes.length === 0 ? [] : [notes.join("\n")]),
+  ];
 }
 
 function modeSection(mode: CacheMode, results: readonly CaseResult[]): string[] {
@@ -115,15 +137,6 @@ function ratioTable(
   );
 }
 
-function quotient(result: CaseResult, contender: string, than: string): string {
-  const ratio = ratios(rates(result, contender), rates(result, than));
-  if (ratio !== undefined) {
-    return digits(ratio.median);
-  }
-  const tried = result.outcomes[contender] !== undefined && result.outcomes[than] !== undefined;
-  return tried ? FAILED : NONE;
-}
-
 function figureTable(result: CaseResult): string {
   const large = (findCase(result.case)?.blockBytes ?? 0) >= 1 << 20;
   const rows = contenderKinds
@@ -132,8 +145,7 @@ function figureTable(result: CaseResult): string {
       const rate = spread(
         present(large ? measured(result, name, (one) => one.megabytesPerSecond) : thousands(result, name)),
       );
-      const middle = (figure: Parameters<typeof measured>[2]) =>
-        digits(spread(present(measured(result, name, figure)))?.median ?? Number.NaN);
+      const middle = (figure: Parameters<typeof measured>[2]) => median(result, name, figure);
       return [
         title,
         range(rate) ?? FAILED,
@@ -151,10 +163,6 @@ function thousands(result: CaseResult, contender: string): (number | undefined)[
   return rates(result, contender).map((rate) => (rate === undefined ? undefined : rate / 1000));
 }
 
-function present(values: readonly (number | undefined)[]): number[] {
-  return values.filter((value) => value !== undefined);
-}
-
 /** A line for each error of a contender, with the cases that met it. */
 function errors(results: readonly CaseResult[]): string[] {
   const places = new Map<string, string[]>();
@@ -168,20 +176,4 @@ function errors(results: readonly CaseResult[]): string[] {
   }
   const lines = [...places].map(([what, cases]) => `- ${what} (${cases.join(", ")})`);
   return lines.length === 0 ? [] : ["## What failed", lines.join("\n")];
-}
-
-function range(values: Spread | undefined): string | undefined {
-  return values && `${digits(values.median)} (${digits(values.minimum)}–${digits(values.maximum)})`;
-}
-
-function titleOf(contender: string): string {
-  return contenderKinds.find(({ name }) => name === contender)?.title ?? contender;
-}
-
-function caseTitle(name: string): string {
-  return findCase(name)?.title ?? name;
-}
-
-function findCase(name: string): Case | undefined {
-  return allCases.find((one) => one.name === name);
 }

@@ -20,6 +20,16 @@ export interface Measurement {
   readonly cpuMicroseconds: number;
   /** Resident memory of that program afterwards, with what it has mapped. */
   readonly residentBytes: number;
+  /** How many of its threads used more than a hundredth of a CPU. */
+  readonly busyThreads?: number | undefined;
+  /** Garbage collections in the threads that serve disks, where it tells of them. */
+  readonly collections?: Collections | undefined;
+}
+
+export interface Collections {
+  readonly count: number;
+  /** The longest pause in milliseconds; 0 for none. */
+  readonly longest: number;
 }
 
 /** Or why there is none. */
@@ -40,6 +50,8 @@ export interface CaseResult {
 export interface Probe {
   readonly name: string;
   readonly values: readonly number[];
+  /** What one has to know about the figures, or why there are none. */
+  readonly note?: string | undefined;
 }
 
 export interface Machine {
@@ -83,6 +95,11 @@ export function isMeasurement(outcome: Outcome): outcome is Measurement {
 /** Operations per second in each round. */
 export function rates(result: CaseResult, contender: string): (number | undefined)[] {
   return measured(result, contender, (measurement) => measurement.perSecond);
+}
+
+/** How many CPUs the program that serves kept busy. */
+export function cores({ cpuMicroseconds, perSecond }: Measurement): number {
+  return (cpuMicroseconds * perSecond) / 1e6;
 }
 
 /** A figure in each round; `undefined` where there is none. */

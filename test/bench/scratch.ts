@@ -1,11 +1,13 @@
 /**
- * A file system of its own for images that are thrown away. First writes leave files in a hundred thousand pieces; where
- * the machine's file system is mounted with `discard`, deleting one takes a minute, in which nobody's journal commits.
+ * A file system of its own for images in a hundred thousand pieces, as first writes leave them. Where the machine's file
+ * system is mounted with `discard`, deleting one takes a minute, in which nobody's journal commits; where it is old, making
+ * one does.
  */
 
 import { mkdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import type { Case } from "./cases.ts";
 import { run } from "./processes.ts";
 import type { CacheMode } from "./results.ts";
 
@@ -15,8 +17,8 @@ const UNMOUNT_PAUSE_MS = 100;
 
 export interface Scratch {
   readonly folder: string;
-  /** Makes writes around its cache go to where this mode sends them. */
-  enter(mode: CacheMode): Promise<void>;
+  /** Makes reads and writes around its cache go to where this case wants them. */
+  enter(one: Case, mode: CacheMode): Promise<void>;
   /** Why it is an ordinary folder; nothing when it is a file system. */
   readonly reason: string | undefined;
   remove(): Promise<void>;
@@ -45,10 +47,10 @@ export async function makeScratch(parent: string): Promise<Scratch> {
     return {
       folder,
       reason: undefined,
-      enter: async (mode) => {
+      enter: async ({ image }, mode) => {
         // Direct writes into a file that was never written take a commit of the machine's journal each: no measure of who
         // serves. Then its device is in the page cache.
-        const through = mode === "direct" ? "off" : "on";
+        const through = image === "empty" && mode === "direct" ? "off" : "on";
         await run({ program: "losetup", args: [`--direct-io=${through}`, device] });
       },
       remove,

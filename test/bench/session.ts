@@ -1,119 +1,110 @@
-/** Contenders at work: one process each for as long as a cache mode lasts, or one for each run where images are fresh. */
+/** Contenders at work: their services run for as long as a cache mode lasts, or for one run where images are shared or fresh. */
 
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
-import type { Case } from "./cases.ts";
-import { chainFiles, makeChain } from "./chains.ts";
-import { type Endpoint, type Load, measure } from "./clients.ts";
-import { type ContenderKind, imageName, type Service, type Site } from "./contenders.ts";
-import { clean, cool, copyFile, diskBytes, emptyImage, FRESH_BYTES, makeVhd, warm, writeContent } from "./images.ts";
+import { type Case, PLAIN, VISITS_PER_SECOND } from "./cases.ts";
+import { type Load, measure } from "./clients.ts";
+import type { ContenderKind } from "./contenders.ts";
+import { Disks } from "./disks.ts";
+import { clean, emptyImage } from "./images.ts";
+import { LARGEST_SPREAD } from "./large-images.ts";
 import type { Options } from "./options.ts";
-import { cpuSeconds, endedCpuSeconds, residentBytes, run } from "./processes.ts";
-import type { CacheMode, Measurement, Outcome } from "./results.ts";
+import { cpuSeconds, endedCpuSeconds, residentBytes, run, threadSeconds } from "./processes.ts";
+import type { CacheMode, Collections, Measurement, Outcome } from "./results.ts";
+import type { Service, Site } from "./services.ts";
+import { startVisits } from "./visits.ts";
 
 /** The first runs of a program are not like the later ones: just-in-time compilers, memory that is touched first. */
 const WARM_UP_SECONDS = 0.5;
 const FILLING_SECONDS = 3;
+const BUSY_SHARE = 0.01;
 
-const WARM_UP: Case = {
-  name: "warm-up",
-  title: "warm-up",
-  pattern: "randread",
-  blockBytes: 4096,
-  depth: 32,
-  fresh: false,
-  flushEach: false,
-  modes: ["buffered", "direct"],
-  core: false,
-};
+/** What makes a program ready: reading, which allocates nothing. */
+function warmUp({ image, disks }: Case): Case {
+  return {
+    ...PLAIN,
+    name: "warm-up",
+    title: "warm-up",
+    pattern: "randread",
+    blockBytes: 4096,
+    depth: 32,
+    image,
+    disks,
+  };
+}
 
 /** What fills a disk before it is trimmed. */
-const FILLING: Case = { ...WARM_UP, name: "filling", title: "filling", pattern: "write", blockBytes: 1 << 20 };
+function filling(one: Case): Case {
+  return { ...warmUp(one), pattern: "write", blockBytes: 1 << 20 };
+}
 
 export class Session {
   readonly #options: Options;
   readonly #folder: string;
   readonly #scratch: string;
   readonly #commands: string;
-  readonly #services = new Map<ContenderKind, Service>();
+  readonly #disks: Disks;
+  readonly #services = new Map<string, Service>();
   #mode: CacheMode = "buffered";
   #sockets = 0;
 
-  /** `folder` is for images and sockets, `scratch` for images of one run; this project's programs are in `commands`. */
+  /** `folder` is for images and sockets, `scratch` for fragmented images; this project's programs are in `commands`. */
   constructor(options: Options, folder: string, scratch: string, commands: string) {
     this.#options = options;
     this.#folder = folder;
     this.#scratch = scratch;
     this.#commands = commands;
+    this.#disks = new Disks(options.diskBytes, folder, scratch);
   }
 
-  /** Makes the disks, with equal content. */
-  async prepare(): Promise<void> {
-    await writeContent(this.#content, this.#options.diskBytes);
-    const vhd = join(this.#folder, "content.vhd");
-    if (this.#options.contenders.some(({ format }) => format === "vhd")) {
-      await makeVhd(this.#content, vhd, this.#options.diskBytes, this.#commands);
-    }
-    for (const kind of this.#options.contenders) {
-      if (kind.chain !== undefined) {
-        await makeChain(this.#content, this.#image(kind), kind.chain, this.#options.diskBytes);
-      } else if (kind.format !== "none") {
-        await copyFile(kind.format === "vhd" ? vhd : this.#content, this.#image(kind));
-      }
-      if (kind.format !== "none") {
-        await clean(this.#image(kind));
-      }
-    }
-    await rm(vhd, { force: true });
+  /** Makes the disks of these cases, with equal content for all. */
+  prepare(cases: readonly Case[]): Promise<void> {
+    return this.#disks.prepare(this.#options.contenders, cases, this.#commands);
   }
 
   /** Makes a cache mode hold for all runs that follow. */
   async enter(mode: CacheMode): Promise<void> {
     await this.stop();
     this.#mode = mode;
-    for (const kind of this.#options.contenders) {
-      if (kind.format !== "none" && mode === "direct") {
-        await cool(this.#image(kind));
-      }
+    if (mode === "direct") {
+      await this.#disks.cool();
     }
   }
 
   /** Has the page cache hold what a case reads and writes. */
   async settle(one: Case, kinds: readonly ContenderKind[]): Promise<void> {
-    if (this.#mode === "buffered" && !one.fresh) {
-      for (const kind of kinds) {
-        if (kind.format !== "none") {
-          await Promise.all(chainFiles(this.#image(kind), kind.chain).map(warm));
-        }
-      }
+    if (this.#mode === "buffered") {
+      await this.#disks.warm(one, kinds);
     }
   }
 
   /** One run of one contender. What goes wrong is part of the outcome. */
   async measure(kind: ContenderKind, one: Case, seed: number): Promise<Outcome> {
     try {
-      const load: Load = {
-        case: one,
-        mode: this.#mode,
-        seconds: this.#options.seconds,
-        diskBytes: diskBytes(one, this.#options.diskBytes),
-        seed,
-      };
-      if (one.fresh) {
-        return await this.#measureFresh(kind, load);
+      const load = this.#loadOf(one, this.#options.seconds, seed);
+      switch (one.image) {
+        case "empty":
+          return await this.#measureEmpty(kind, load);
+        case "several":
+          return await this.#measureOnce(kind, this.#site(kind, one), load, false);
+        default:
+          return await this.#measureKept(kind, load);
       }
-      const service = await this.#service(kind);
-      if (one.pattern === "trim") {
-        await measure(service.endpoint, { ...load, case: FILLING, seconds: FILLING_SECONDS }, this.#ringClient);
-      }
-      const measurement = await this.#load(service, load);
-      if (!one.pattern.endsWith("read") && kind.format !== "none") {
-        await clean(this.#image(kind));
-      }
-      return measurement;
     } catch (error) {
       return { error: error instanceof Error ? error.message : String(error) };
     }
+  }
+
+  /** Calls `work` with a contender's service on its disk, and with what makes it busy. */
+  async observe<T>(
+    kind: ContenderKind,
+    one: Case,
+    seconds: number,
+    work: (service: Service, load: () => Promise<number>) => Promise<T>,
+  ): Promise<T> {
+    const service = await this.#service(kind, one);
+    const load = this.#loadOf(one, seconds, 1);
+    return work(service, async () => (await measure(service.endpoints, load, this.#ringClient)).operations);
   }
 
   /** Ends all programs. */
@@ -127,70 +118,108 @@ export class Session {
     return join(this.#commands, "ring-client");
   }
 
-  get #content(): string {
-    return join(this.#folder, "content");
+  #loadOf(one: Case, seconds: number, seed: number): Load {
+    const { diskBytes, alignBytes } = this.#disks.shape(one);
+    return { case: one, mode: this.#mode, seconds, diskBytes, alignBytes, seed };
   }
 
-  #image(kind: ContenderKind): string {
-    return join(this.#folder, imageName(kind));
-  }
-
-  #site(kind: ContenderKind, image: string, fresh: boolean): Site {
+  #site(kind: ContenderKind, one: Case): Site {
     return {
-      image,
-      content: fresh ? undefined : this.#content,
-      diskBytes: this.#options.diskBytes,
-      socket: join(this.#folder, `${kind.name}.${this.#sockets++}`),
+      places: this.#disks.images(kind, one).map((image) => ({
+        image,
+        socket: join(this.#folder, `${kind.name}.${this.#sockets++}`),
+      })),
+      content: one.image === "filled" ? this.#disks.content : undefined,
+      diskBytes: this.#disks.shape(one).diskBytes,
       mode: this.#mode,
+      // All share it.
+      readOnly: one.image === "largest",
+      bitmapSpread: one.image === "largest" ? LARGEST_SPREAD : 1,
       commands: this.#commands,
       blktap: this.#options.blktap,
     };
   }
 
-  /** The running program of a contender; started again if it is gone. */
-  async #service(kind: ContenderKind): Promise<Service> {
-    const running = this.#services.get(kind);
+  /** The running service of a contender on such disks; started again if it is gone. */
+  async #service(kind: ContenderKind, one: Case): Promise<Service> {
+    const key = `${kind.name} ${one.image}`;
+    const running = this.#services.get(key);
     if (running?.alive) {
       return running;
     }
     await running?.stop(true);
-    const service = await kind.start(this.#site(kind, this.#image(kind), false));
-    this.#services.set(kind, service);
-    await this.#warmUp(service.endpoint, this.#options.diskBytes);
+    const service = await kind.start(this.#site(kind, one));
+    this.#services.set(key, service);
+    await this.#warmUp(service, one);
     return service;
   }
 
-  async #measureFresh(kind: ContenderKind, load: Load): Promise<Measurement> {
-    const image = join(this.#scratch, imageName(kind));
+  async #measureKept(kind: ContenderKind, load: Load): Promise<Measurement> {
+    const service = await this.#service(kind, load.case);
+    if (load.case.pattern === "trim") {
+      const fill: Load = { ...load, case: filling(load.case), alignBytes: 1 << 20, seconds: FILLING_SECONDS };
+      await measure(service.endpoints, fill, this.#ringClient);
+    }
+    const measurement = await this.#load(service, load);
+    await this.#cleanAfter(kind, load.case);
+    return measurement;
+  }
+
+  async #measureOnce(kind: ContenderKind, site: Site, load: Load, hard: boolean): Promise<Measurement> {
+    const service = await kind.start(site);
     try {
-      await emptyImage(image, kind.format === "vhd" ? "vhd" : "raw", FRESH_BYTES);
-      const service = await kind.start(this.#site(kind, image, true));
-      try {
-        // Reading allocates nothing.
-        await this.#warmUp(service.endpoint, load.diskBytes);
-        return await this.#load(service, load);
-      } finally {
-        await service.stop(true);
-      }
+      await this.#warmUp(service, load.case);
+      return await this.#load(service, load);
     } finally {
-      await rm(image, { force: true });
+      await service.stop(hard);
+      if (!hard) {
+        await this.#cleanAfter(kind, load.case);
+      }
+    }
+  }
+
+  async #measureEmpty(kind: ContenderKind, load: Load): Promise<Measurement> {
+    const images = this.#disks.images(kind, load.case);
+    try {
+      for (const image of images) {
+        await emptyImage(image, kind.format === "vhd" ? "vhd" : "raw", load.diskBytes);
+      }
+      return await this.#measureOnce(kind, this.#site(kind, load.case), load, true);
+    } finally {
+      await Promise.all(images.map((image) => rm(image, { force: true })));
       // What the journal still has to do must not fall into another's time.
       await run({ program: "sync", args: ["--file-system", this.#scratch] });
     }
   }
 
-  async #warmUp(endpoint: Endpoint, bytes: number): Promise<void> {
-    const load: Load = { case: WARM_UP, mode: this.#mode, seconds: WARM_UP_SECONDS, diskBytes: bytes, seed: 0 };
-    await measure(endpoint, load, this.#ringClient);
+  async #cleanAfter(kind: ContenderKind, one: Case): Promise<void> {
+    if (!one.pattern.endsWith("read") && kind.format !== "none") {
+      await Promise.all(this.#disks.images(kind, one).map(clean));
+    }
+  }
+
+  async #warmUp(service: Service, one: Case): Promise<void> {
+    await measure(service.endpoints, this.#loadOf(warmUp(one), WARM_UP_SECONDS, 0), this.#ringClient);
   }
 
   async #load(service: Service, load: Load): Promise<Measurement> {
-    const { pid } = service;
+    const { pids } = service;
+    const sum = (figure: (pid: number) => number) => pids.reduce((all, pid) => all + figure(pid), 0);
     // Not what fio says of itself: it leaves out the kernel's threads that work for it.
-    const used = pid === undefined ? endedCpuSeconds : () => cpuSeconds(pid);
-    const before = used();
-    const report = await measure(service.endpoint, load, this.#ringClient);
+    const used = pids.length === 0 ? endedCpuSeconds : () => sum(cpuSeconds);
+    const visits =
+      load.case.visited && service.door !== undefined ? startVisits(service.door, VISITS_PER_SECOND) : undefined;
+    const [before, threadsBefore, collected] = [used(), pids.map(threadSeconds), service.collections()?.length];
+    const report = await measure(service.endpoints, load, this.#ringClient);
     const cpu = used() - before;
+    const busyThreads = pids.reduce((count, pid, index) => {
+      const earlier = threadsBefore[index];
+      const busy = [...threadSeconds(pid)].filter(
+        ([thread, seconds]) => seconds - (earlier?.get(thread) ?? 0) > BUSY_SHARE * report.seconds,
+      );
+      return count + busy.length;
+    }, 0);
+    await visits?.end();
     const perSecond = report.operations / report.seconds;
     return {
       operations: report.operations,
@@ -198,7 +227,14 @@ export class Session {
       megabytesPerSecond: (perSecond * load.case.blockBytes) / 1e6,
       latency: report.latency,
       cpuMicroseconds: (cpu * 1e6) / report.operations,
-      residentBytes: pid === undefined ? Number.NaN : residentBytes(pid),
+      residentBytes: pids.length === 0 ? Number.NaN : sum(residentBytes),
+      busyThreads: pids.length === 0 ? undefined : busyThreads,
+      collections: collected === undefined ? undefined : collectionsSince(service, collected),
     };
   }
+}
+
+function collectionsSince(service: Service, earlier: number): Collections {
+  const since = service.collections()?.slice(earlier) ?? [];
+  return { count: since.length, longest: Math.max(0, ...since.map(({ milliseconds }) => milliseconds)) };
 }

@@ -3,7 +3,8 @@
 import { readFile, writeFile } from "node:fs/promises";
 import * as z from "zod";
 import { allCases } from "./cases.ts";
-import type { Run } from "./results.ts";
+import { probeGroups, probeKinds } from "./probes.ts";
+import type { CaseResult, Probe, Run } from "./results.ts";
 
 /** JSON has no NaN. */
 const figure = z
@@ -18,6 +19,8 @@ const measurementSchema = z.object({
   latency: z.object({ p50: figure, p99: figure, p999: figure }),
   cpuMicroseconds: figure,
   residentBytes: figure,
+  busyThreads: z.number().optional(),
+  collections: z.object({ count: z.number(), longest: z.number() }).optional(),
 });
 
 const runSchema = z.object({
@@ -44,7 +47,7 @@ const runSchema = z.object({
       outcomes: z.record(z.string(), z.array(z.union([measurementSchema, z.object({ error: z.string() })]))),
     }),
   ),
-  probes: z.array(z.object({ name: z.string(), values: z.array(figure) })),
+  probes: z.array(z.object({ name: z.string(), values: z.array(figure), note: z.string().optional() })),
 });
 
 /**
@@ -65,6 +68,7 @@ export function joined(earlier: Run, later: Run): Run {
   const order = allCases.map(({ name }) => name);
   results.sort((a, b) => a.mode.localeCompare(b.mode) || order.indexOf(a.case) - order.indexOf(b.case));
   const probed = new Set(later.probes.map(({ name }) => name));
+  const probes = [...earlier.probes.filter(({ name }) => !probed.has(name)), ...later.probes];
   return {
     ...later,
     started: earlier.started,
@@ -76,20 +80,24 @@ export function joined(earlier: Run, later: Run): Run {
     },
     rounds: Math.min(earlier.rounds, later.rounds),
     seconds: Math.min(earlier.seconds, later.seconds),
-    complete:
-      later.complete ||
-      allCases.every(
-        (one) =>
-          !one.core ||
-          one.modes.every(
-            (mode) =>
-              again.has(keyOf({ case: one.name, mode })) ||
-              earlier.results.some((result) => keyOf(result) === keyOf({ case: one.name, mode })),
-          ),
-      ),
+    complete: later.complete || (hasCases(results) && hasProbes(probes)),
     results,
-    probes: [...earlier.probes.filter(({ name }) => !probed.has(name)), ...later.probes],
+    probes,
   };
+}
+
+/** Whether all that runs by default is there. */
+function hasCases(results: readonly CaseResult[]): boolean {
+  const keys = new Set(results.map(keyOf));
+  return allCases.every(
+    ({ core, modes, name }) => !core || modes.every((mode) => keys.has(keyOf({ case: name, mode }))),
+  );
+}
+
+function hasProbes(probes: readonly Probe[]): boolean {
+  return probeGroups.every(({ name: group }) =>
+    probeKinds.some((kind) => kind.group === group && probes.some(({ name }) => name === kind.name)),
+  );
 }
 
 function keyOf(result: { readonly case: string; readonly mode: string }): string {

@@ -36,13 +36,14 @@ export async function checkAlone(path: string, options: readonly string[]): Prom
  * times, and it takes one request after the other here.
  */
 async function whileServedByOriginal<T>(path: string, work: (client: NbdClient) => Promise<T>): Promise<T> {
-  const service = await startBlktap(path, prefix);
+  const service = await startBlktap(path, false, prefix);
   onTestFinished(async () => {
     if (service.alive) await service.stop(true);
   });
   try {
-    if (service.endpoint.kind !== "nbd") throw new Error("the original is served over NBD");
-    const client = await NbdClient.connect(service.endpoint.socket, { structuredReplies: false });
+    const [endpoint] = service.endpoints;
+    if (endpoint?.kind !== "nbd") throw new Error("the original is served over NBD");
+    const client = await NbdClient.connect(endpoint.socket, { structuredReplies: false });
     const result = await work(client);
     await client.close();
     return result;

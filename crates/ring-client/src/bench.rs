@@ -1,22 +1,24 @@
 //! How fast is it? One line of JSON.
 
 use std::collections::VecDeque;
+use std::sync::Barrier;
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::client::{Client, Connect};
 use crate::histogram::Histogram;
 use crate::random::Random;
 use crate::ring::{
-    Bounds, ENTRIES, PAGE, PAGE_SECTORS, REQUEST_BYTES, Request, SECTOR, operation, status,
+    Bounds, Counts, ENTRIES, PAGE, PAGE_SECTORS, REQUEST_BYTES, Request, SECTOR, operation, status,
 };
-use crate::{Result, during, fail};
+use crate::{Failure, Result, during, fail};
 
 /// The pattern of the accesses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pattern {
     /// One after the other.
     Sequential,
-    /// Anywhere, at multiples of the size.
+    /// Anywhere.
     Random,
 }
 
@@ -35,59 +37,42 @@ pub struct Options {
     pub time: Duration,
     /// Use only so many bytes from the start of the disk; 0: all.
     pub span: u64,
+    /// Begin accesses at multiples of so many bytes; 0: of their size.
+    pub align: u64,
     /// Equal seeds make equal accesses.
     pub seed: u64,
     /// Look for responses for so long before sleeping, as a guest does whose idle loop polls.
     pub poll: Duration,
 }
 
-/// Does it, and returns the line.
+/// Does it on all of these rings at the same time, each in a thread of its own, and returns the line about all of them.
 ///
 /// # Errors
-/// When an access fails, or the options make no sense for this disk.
-pub fn run(connect: &Connect<'_>, options: &Options) -> Result<String> {
-    let client = Client::connect(connect)?;
-    let disk = client.disk.sectors.saturating_mul(SECTOR as u64);
-    let span = if options.span == 0 {
-        disk
-    } else {
-        options.span.min(disk)
-    };
-    if options.bs == 0
-        || !options.bs.is_multiple_of(SECTOR as u64)
-        || options.bs > u64::from(u32::MAX)
-    {
-        fail!("the size of an access must be a multiple of {SECTOR}");
-    }
-    if options.depth == 0 {
-        fail!("a depth of 0 does nothing");
-    }
-    let places = span / options.bs;
-    if places == 0 {
-        fail!(
-            "not one access of {} bytes fits into {span} bytes",
-            options.bs
-        );
-    }
-    if options.write && client.disk.read_only {
-        fail!("the disk is read-only");
-    }
-    let mut job = Job {
-        client,
-        options: *options,
-        random: Random::new(options.seed),
-        places,
-        next_place: 0,
-        accesses: vec![None; options.depth as usize],
-        idle: (0..options.depth).rev().collect(),
-        parts: VecDeque::new(),
-        owners: [0; ENTRIES as usize],
-        latencies: Histogram::new(),
-    };
-    job.fill_pages();
-    let started = Instant::now();
-    job.work(started + options.time)?;
-    Ok(job.report(started.elapsed(), span))
+/// When an access fails, or the options make no sense for a disk.
+pub fn run(rings: &[Connect<'_>], options: &Options) -> Result<String> {
+    let everybody = Barrier::new(rings.len());
+    let outcomes = std::thread::scope(|scope| {
+        let mut threads = Vec::new();
+        for (seed, connect) in (options.seed..).zip(rings) {
+            let everybody = &everybody;
+            threads.push(scope.spawn(move || {
+                let job = Job::new(connect, &Options { seed, ..*options });
+                everybody.wait();
+                job?.run()
+            }));
+        }
+        let outcome = |thread: ScopedJoinHandle<'_, Result<Outcome>>| {
+            thread
+                .join()
+                .unwrap_or_else(|_| Err(Failure("a thread failed".to_owned())))
+        };
+        threads
+            .into_iter()
+            .map(outcome)
+            .collect::<Result<Vec<Outcome>>>()
+    })?;
+    let all = outcomes.into_iter().reduce(Outcome::with);
+    Ok(all.map_or_else(String::new, |all| all.report(options)))
 }
 
 /// An access in flight.
@@ -110,6 +95,8 @@ struct Job {
     client: Client,
     options: Options,
     random: Random,
+    span: u64,
+    align: u64,
     places: u64,
     next_place: u64,
     accesses: Vec<Option<Access>>,
@@ -121,6 +108,73 @@ struct Job {
 }
 
 impl Job {
+    fn new(connect: &Connect<'_>, options: &Options) -> Result<Self> {
+        let client = Client::connect(connect)?;
+        let disk = client.disk.sectors.saturating_mul(SECTOR as u64);
+        let span = if options.span == 0 {
+            disk
+        } else {
+            options.span.min(disk)
+        };
+        if options.bs == 0
+            || !options.bs.is_multiple_of(SECTOR as u64)
+            || options.bs > u64::from(u32::MAX)
+        {
+            fail!("the size of an access must be a multiple of {SECTOR}");
+        }
+        if options.depth == 0 {
+            fail!("a depth of 0 does nothing");
+        }
+        let align = if options.align == 0 {
+            options.bs
+        } else {
+            options.align
+        };
+        if align < options.bs || !align.is_multiple_of(SECTOR as u64) {
+            fail!(
+                "accesses of {} bytes can't begin at multiples of {align}",
+                options.bs
+            );
+        }
+        let places = span / align;
+        if places == 0 {
+            fail!(
+                "not one access of {} bytes fits into {span} bytes",
+                options.bs
+            );
+        }
+        if options.write && client.disk.read_only {
+            fail!("the disk is read-only");
+        }
+        let mut job = Self {
+            client,
+            options: *options,
+            random: Random::new(options.seed),
+            span,
+            align,
+            places,
+            next_place: 0,
+            accesses: vec![None; options.depth as usize],
+            idle: (0..options.depth).rev().collect(),
+            parts: VecDeque::new(),
+            owners: [0; ENTRIES as usize],
+            latencies: Histogram::new(),
+        };
+        job.fill_pages();
+        Ok(job)
+    }
+
+    fn run(mut self) -> Result<Outcome> {
+        let started = Instant::now();
+        self.work(started + self.options.time)?;
+        Ok(Outcome {
+            span: self.span,
+            elapsed: started.elapsed(),
+            latencies: self.latencies,
+            counts: self.client.ring.counts,
+        })
+    }
+
     /// So that writes don't write zeros.
     fn fill_pages(&mut self) {
         let mut page = [0; PAGE];
@@ -196,7 +250,7 @@ impl Job {
         };
         let sectors = self.options.bs / SECTOR as u64;
         let most = (REQUEST_BYTES / SECTOR) as u64;
-        let first = place * sectors;
+        let first = place * (self.align / SECTOR as u64);
         let mut at = 0;
         let mut parts = 0;
         while at < sectors {
@@ -244,35 +298,54 @@ impl Job {
             self.idle.push(access);
         }
     }
+}
 
-    fn report(&self, elapsed: Duration, span: u64) -> String {
-        let seconds = elapsed.as_secs_f64();
+/// What became of one job, or of several at the same time.
+struct Outcome {
+    span: u64,
+    elapsed: Duration,
+    latencies: Histogram,
+    counts: Counts,
+}
+
+impl Outcome {
+    fn with(mut self, other: Self) -> Self {
+        self.latencies.merge(&other.latencies);
+        self.counts.add(&other.counts);
+        Self {
+            elapsed: self.elapsed.max(other.elapsed),
+            ..self
+        }
+    }
+
+    fn report(&self, options: &Options) -> String {
+        let seconds = self.elapsed.as_secs_f64();
         let count = self.latencies.count();
-        let counts = &self.client.ring.counts;
-        let name = match (self.options.pattern, self.options.write) {
+        let name = match (options.pattern, options.write) {
             (Pattern::Random, false) => "randread",
             (Pattern::Random, true) => "randwrite",
             (Pattern::Sequential, false) => "read",
             (Pattern::Sequential, true) => "write",
         };
         format!(
-            "{{\"rw\":\"{name}\",\"bs\":{},\"depth\":{},\"span\":{span},\"seconds\":{seconds:.3},\"ios\":{count},\
+            "{{\"rw\":\"{name}\",\"bs\":{},\"depth\":{},\"span\":{},\"seconds\":{seconds:.3},\"ios\":{count},\
              \"iops\":{:.0},\"mb_per_s\":{:.1},\"latency_us\":{{\"mean\":{:.1},\"p50\":{:.1},\"p90\":{:.1},\"p99\":{:.1},\
              \"p999\":{:.1},\"max\":{:.1}}},\"requests\":{},\"kicks\":{},\"notifications\":{},\"sleeps\":{}}}",
-            self.options.bs,
-            self.options.depth,
+            options.bs,
+            options.depth,
+            self.span,
             count as f64 / seconds,
-            (count * self.options.bs) as f64 / seconds / 1e6,
+            (count * options.bs) as f64 / seconds / 1e6,
             self.latencies.mean(),
             self.latencies.permille(500),
             self.latencies.permille(900),
             self.latencies.permille(990),
             self.latencies.permille(999),
             self.latencies.max(),
-            counts.requests,
-            counts.kicks,
-            counts.notifications,
-            counts.sleeps,
+            self.counts.requests,
+            self.counts.kicks,
+            self.counts.notifications,
+            self.counts.sleeps,
         )
     }
 }

@@ -31,6 +31,16 @@ impl Histogram {
         self.max = self.max.max(nanoseconds);
     }
 
+    /// Counts what another has counted as well.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        for (bucket, count) in self.buckets.iter_mut().zip(&other.buckets) {
+            *bucket += count;
+        }
+        self.count += other.count;
+        self.total += other.total;
+        self.max = self.max.max(other.max);
+    }
+
     fn bucket(value: u64) -> usize {
         let shift = (u64::BITS - value.leading_zeros()).saturating_sub(STEPS.ilog2() + 1);
         (shift * STEPS) as usize + (value >> shift) as usize
@@ -95,6 +105,21 @@ mod tests {
                 "{value} in {bucket}"
             );
         }
+    }
+
+    #[test]
+    fn two_are_as_good_as_one() {
+        let mut all = Histogram::new();
+        let mut halves = [Histogram::new(), Histogram::new()];
+        for microseconds in 1..=1000 {
+            all.add(Duration::from_micros(microseconds));
+            halves[usize::from(microseconds > 300)].add(Duration::from_micros(microseconds));
+        }
+        let [mut first, second] = halves;
+        first.merge(&second);
+        assert_eq!(first.count(), 1000);
+        assert_eq!(first.permille(990), all.permille(990));
+        assert_eq!((first.mean(), first.max()), (all.mean(), all.max()));
     }
 
     #[test]

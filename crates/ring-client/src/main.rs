@@ -50,6 +50,9 @@ enum Command {
     Bench {
         #[command(flatten)]
         common: Common,
+        /// The socket of another disk that gets the same load at the same time; once for each.
+        #[arg(long)]
+        beside: Vec<PathBuf>,
         /// What to do.
         #[arg(long)]
         rw: Rw,
@@ -65,6 +68,9 @@ enum Command {
         /// Use only so many bytes from the start of the disk; 0: all.
         #[arg(long, default_value_t = 0)]
         span: u64,
+        /// Begin accesses at multiples of so many bytes; 0: of their size.
+        #[arg(long, default_value_t = 0)]
+        align: u64,
         /// Equal seeds make equal accesses.
         #[arg(long, default_value_t = 1)]
         seed: u64,
@@ -127,11 +133,13 @@ fn main() -> ExitCode {
             }),
         Command::Bench {
             common,
+            beside,
             rw,
             bs,
             depth,
             seconds,
             span,
+            align,
             seed,
             poll_us,
         } => {
@@ -149,10 +157,16 @@ fn main() -> ExitCode {
                         depth,
                         time,
                         span,
+                        align,
                         seed,
                         poll: Duration::from_micros(poll_us),
                     };
-                    bench::run(&common.connect(seconds)?, &options)
+                    let first = common.connect(seconds)?;
+                    let others = beside.iter().map(|socket| Connect { socket, ..first });
+                    bench::run(
+                        &std::iter::once(first).chain(others).collect::<Vec<_>>(),
+                        &options,
+                    )
                 })
                 .map(|line| println!("{line}"))
         }

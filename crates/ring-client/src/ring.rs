@@ -123,6 +123,18 @@ pub struct Counts {
     pub sleeps: u64,
 }
 
+impl Counts {
+    /// Adds those of another ring.
+    pub fn add(&mut self, other: &Self) {
+        self.requests += other.requests;
+        self.kicks += other.kicks;
+        self.kicks_saved += other.kicks_saved;
+        self.responses += other.responses;
+        self.notifications += other.notifications;
+        self.sleeps += other.sleeps;
+    }
+}
+
 /// The ring and its data pages.
 #[derive(Debug)]
 pub struct GuestRing {

@@ -208,14 +208,72 @@ fn benchmarks() {
             depth,
             time,
             span: 0,
+            align: if write { 0 } else { 12288 },
             seed: 1,
             poll: Duration::from_micros(if write { 50 } else { 0 }),
         };
-        let line = bench::run(&connect(&socket, 0), &options).unwrap();
+        let line = bench::run(&[connect(&socket, 0)], &options).unwrap();
         println!("{line}");
         assert!(line.starts_with("{\"rw\":\"") && line.ends_with('}'));
         server.join().unwrap();
     }
+}
+
+#[test]
+fn several_disks_at_once() {
+    let options = bench::Options {
+        pattern: bench::Pattern::Random,
+        write: false,
+        bs: 4096,
+        depth: 4,
+        time: Duration::from_millis(200),
+        span: 0,
+        align: 0,
+        seed: 1,
+        poll: Duration::ZERO,
+    };
+    let (sockets, servers): (Vec<_>, Vec<_>) = ["m1", "m2", "m3"]
+        .map(|name| serve(name, true, false))
+        .into_iter()
+        .unzip();
+    let rings: Vec<_> = sockets.iter().map(|socket| connect(socket, 0)).collect();
+    let line = bench::run(&rings, &options).unwrap();
+    assert!(line.contains("\"depth\":4,"), "{line}");
+    servers
+        .into_iter()
+        .for_each(|server| server.join().unwrap());
+
+    // One of them isn't there: the others end as well.
+    let (socket, server) = serve("m4", true, false);
+    let missing = std::env::temp_dir().join("ring-client-nobody");
+    let failure = bench::run(&[connect(&socket, 0), connect(&missing, 0)], &options).unwrap_err();
+    assert!(
+        failure.to_string().contains("ring-client-nobody"),
+        "{failure}"
+    );
+    server.join().unwrap();
+}
+
+#[test]
+fn accesses_do_not_overlap() {
+    let (socket, server) = serve("align", false, false);
+    let options = bench::Options {
+        pattern: bench::Pattern::Random,
+        write: false,
+        bs: 8192,
+        depth: 1,
+        time: Duration::ZERO,
+        span: 0,
+        align: 4096,
+        seed: 1,
+        poll: Duration::ZERO,
+    };
+    let failure = bench::run(&[connect(&socket, 0)], &options).unwrap_err();
+    assert!(
+        failure.to_string().contains("multiples of 4096"),
+        "{failure}"
+    );
+    server.join().unwrap();
 }
 
 #[test]
