@@ -1,6 +1,7 @@
 import { afterEach, describe, expect, it } from "vitest";
 import { DiskThread, RefusedError } from "./disk-thread.ts";
 import { type DiskOptions, diskOptionsSchema } from "./messages.ts";
+import { startThread } from "./threads.ts";
 
 const options: DiskOptions = diskOptionsSchema.parse({
   stack: [{ driver: "vhd", name: "/x" }],
@@ -18,11 +19,12 @@ function open(script: string): Promise<DiskThread> {
     const report = (message) => parentPort.postMessage(message);
     const opened = () => report({ kind: "opened", wakeFd: 9, backend: "none", disk });
     const on = (handler) => parentPort.on("message", (message) => {
+      if (message.kind === "open") return;
       if (message.kind === "close") { report({ kind: "closed" }); parentPort.close(); } else handler(message);
     });
     ${script}`;
   const port = { duplicateFd: (fd: number) => fd, wake: (fd: number) => wakes.push(fd) };
-  return DiskThread.open(port, options, new URL(`data:text/javascript,${encodeURIComponent(code)}`));
+  return DiskThread.open(port, options, startThread(new URL(`data:text/javascript,${encodeURIComponent(code)}`)));
 }
 
 const wakes: number[] = [];

@@ -1,12 +1,9 @@
-import { fileURLToPath } from "node:url";
-import { Worker } from "node:worker_threads";
+import type { Worker } from "node:worker_threads";
 import type { OpenedDisk } from "../engine/engine.ts";
 import { compiledEngine } from "../engine/load-node.ts";
-import { type Control, type DiskOptions, type Report, reportSchema } from "./messages.ts";
+import { type Control, type DiskOptions, type Open, type Report, reportSchema } from "./messages.ts";
 import type { PortModule } from "./port.ts";
-
-/** A data plane makes next to no garbage; what V8 gives young objects by itself is for programs that do. */
-const YOUNG_MIB = 2;
+import { type StartedThread, takeThread } from "./threads.ts";
 
 /** What the main thread needs of the native module to talk to a worker. */
 export type ThreadPort = Pick<PortModule, "duplicateFd" | "wake">;
@@ -58,15 +55,13 @@ export class DiskThread {
   #requests = 0;
 
   /**
-   * Starts a worker, from another entry only in tests, and opens the disk in it.
+   * Opens a disk in a thread; another than a new one only in tests.
    * @throws an error that says why the disk can't be opened.
    */
-  static async open(port: ThreadPort, options: DiskOptions, entry: string | URL = workerFile()): Promise<DiskThread> {
-    const worker = new Worker(entry, {
-      workerData: { ...options, engine: compiledEngine() },
-      resourceLimits: { maxYoungGenerationSizeMb: YOUNG_MIB },
-    });
-    const opened = await firstReport(worker);
+  static async open(port: ThreadPort, disk: DiskOptions, thread: StartedThread = takeThread()): Promise<DiskThread> {
+    const { worker } = thread;
+    worker.postMessage({ kind: "open", disk, engine: compiledEngine() } satisfies Open);
+    const opened = reportSchema.parse(await thread.firstMessage);
     if (opened.kind !== "opened") {
       throw new Error(opened.kind === "failed" ? opened.message : `the worker began with '${opened.kind}'`);
     }
@@ -220,27 +215,4 @@ export class DiskThread {
     }
     this.#frontEnds.clear();
   }
-}
-
-/** The worker's entry, from the sources as well as from a bundle. */
-function workerFile(): string {
-  const name = import.meta.url.endsWith(".ts") ? "worker.ts" : "worker.js";
-  return fileURLToPath(new URL(name, import.meta.url));
-}
-
-function firstReport(worker: Worker): Promise<Report> {
-  return new Promise((resolve, reject) => {
-    const settle = (outcome: () => void) => {
-      worker.off("message", onMessage);
-      worker.off("error", onError);
-      worker.off("exit", onExit);
-      outcome();
-    };
-    const onMessage = (message: unknown) => settle(() => resolve(reportSchema.parse(message)));
-    const onError = (error: unknown) => settle(() => reject(error));
-    const onExit = (code: number) => settle(() => reject(new Error(`the disk's thread ended with code ${code}`)));
-    worker.on("message", onMessage);
-    worker.on("error", onError);
-    worker.on("exit", onExit);
-  });
 }

@@ -4,7 +4,9 @@
  * a VHD looks like is the engine's business, and touching files the port's: neither may be here.
  */
 
+import "./ahead.ts";
+
 import { runTool } from "../tools/cli/program.ts";
 import { tapdiskCommand } from "./command.ts";
 
-await runTool(tapdiskCommand());
+void runTool(tapdiskCommand());

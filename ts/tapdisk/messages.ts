@@ -20,14 +20,19 @@ export const diskOptionsSchema = z.object({
 /** How a disk is opened and served. */
 export type DiskOptions = z.infer<typeof diskOptionsSchema>;
 
-/** What a data plane worker is started with (`workerData`): that, and the engine, whose code all workers share. */
-export const workerDataSchema = z.extend(diskOptionsSchema, {
+/** The first message to a data plane worker: its disk, and the engine, whose code all workers share. */
+export const openSchema = z.object({
+  kind: z.literal("open"),
+  disk: diskOptionsSchema,
   engine: z.instanceof(WebAssembly.Module),
 });
 
+/** The first message to a data plane worker. */
+export type Open = z.infer<typeof openSchema>;
+
 const fd = z.int().check(z.nonnegative());
 
-/** From the main thread to the worker. After each message the worker has to be woken. */
+/** From the main thread to the worker once the disk is open. After each message the worker has to be woken. */
 export const controlSchema = z.discriminatedUnion("kind", [
   /** Serve a connection that has finished its handshake. The worker takes the descriptor over. */
   z.object({

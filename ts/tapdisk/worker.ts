@@ -4,11 +4,11 @@
  * output. Messages to it are read after a wake-up.
  */
 
-import { parentPort, receiveMessageOnPort, workerData } from "node:worker_threads";
+import { type MessagePort, parentPort, receiveMessageOnPort } from "node:worker_threads";
 import { loadEngineModule } from "../engine/load-node.ts";
 import { Disk } from "./disk.ts";
 import { messageOf } from "./errors.ts";
-import { controlSchema, type Report, workerDataSchema } from "./messages.ts";
+import { controlSchema, openSchema, type Report } from "./messages.ts";
 import { portModule } from "./port.ts";
 
 const main = parentPort;
@@ -20,16 +20,22 @@ function report(message: Report): void {
   main?.postMessage(message);
 }
 
-try {
-  const { Port } = portModule();
-  const { engine, ...options } = workerDataSchema.parse(workerData);
-  const disk = new Disk(options, loadEngineModule(engine), Port, report);
-  disk.open();
-  disk.serve(() => {
-    const received = receiveMessageOnPort(main);
-    return received === undefined ? undefined : controlSchema.parse(received.message);
-  });
-  disk.close();
-} catch (error) {
-  report({ kind: "failed", message: messageOf(error) });
+/** Opens the disk, serves it, closes it. */
+function work(main: MessagePort, first: unknown): void {
+  try {
+    const { disk: options, engine } = openSchema.parse(first);
+    const disk = new Disk(options, loadEngineModule(engine), portModule().Port, report);
+    disk.open();
+    disk.serve(() => {
+      const received = receiveMessageOnPort(main);
+      return received === undefined ? undefined : controlSchema.parse(received.message);
+    });
+    disk.close();
+  } catch (error) {
+    report({ kind: "failed", message: messageOf(error) });
+  }
 }
+
+// It may be a while until it comes: the thread is started before anybody knows which disk it is for.
+portModule();
+main.once("message", (first) => work(main, first));

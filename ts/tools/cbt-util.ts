@@ -1,4 +1,4 @@
 import { cbtUtil } from "./cbt-util/suite.ts";
 import { runSuite } from "./cli/suite.ts";
 
-await runSuite(cbtUtil);
+void runSuite(cbtUtil);

@@ -1,4 +1,4 @@
 import { runSuite } from "./cli/suite.ts";
 import { tdUtil } from "./td-util/suite.ts";
 
-await runSuite(tdUtil);
+void runSuite(tdUtil);

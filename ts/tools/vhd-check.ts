@@ -4,5 +4,5 @@ import { checkStatuses, vhdCheckCommand } from "./vhd-check/command.ts";
 import { work } from "./vhd-check/worker.ts";
 
 // The program's worker threads run the same file.
-if (isMainThread) await runTool(vhdCheckCommand(), checkStatuses);
+if (isMainThread) void runTool(vhdCheckCommand(), checkStatuses);
 else work();

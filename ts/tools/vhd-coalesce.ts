@@ -1,4 +1,4 @@
 import { runTool } from "./cli/program.ts";
 import { coalesceCommand } from "./vhd-coalesce/command.ts";
 
-await runTool(coalesceCommand());
+void runTool(coalesceCommand());

@@ -1,4 +1,4 @@
 import { runSuite } from "./cli/suite.ts";
 import { vhdUtil } from "./vhd-util/suite.ts";
 
-await runSuite(vhdUtil);
+void runSuite(vhdUtil);
