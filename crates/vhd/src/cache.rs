@@ -1,4 +1,5 @@
-//! The cache of sector bitmaps of blocks that are not full, with a bound in bytes.
+//! The cache of sector bitmaps of the leaf's blocks that are not full, and of views of what is below it (`below.rs`), with
+//! a bound in bytes for all of them together.
 //!
 //! A bitmap in the cache is what counts: bits are set here when data are in the file, and go to disk with the next commit.
 //! So an entry with bits that are not on disk yet (dirty), or that a write in flight will mark (pinned), is never evicted.
@@ -6,6 +7,7 @@
 use rustc_hash::FxHashMap;
 use slab::Slab;
 
+use crate::below::View;
 use crate::format::bitmap;
 use crate::planted::{self, Bug};
 use crate::request::Piece;
@@ -13,13 +15,43 @@ use crate::request::Piece;
 /// Fewer entries than this are never a reason to evict one.
 const MIN_ENTRIES: usize = 16;
 
+/// Bytes that an entry takes beside its content.
+const ENTRY_BYTES: usize = size_of::<Entry>() + size_of::<(Key, u32)>();
+
+/// What an entry is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Key {
+    /// A block of the leaf.
+    Block(u32),
+    /// A stretch of the disk below it.
+    Stretch(u32),
+}
+
+/// What an entry holds.
+#[derive(Debug)]
+pub(crate) enum Content {
+    /// The sector bitmap of a block.
+    Bitmap(Box<[u8]>),
+    /// A view of a stretch.
+    View(View),
+}
+
+impl Content {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Bitmap(bits) => bits.len(),
+            Self::View(view) => view.bytes(),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Entry {
-    /// Image in the chain, leaf first.
-    pub(crate) level: u16,
-    pub(crate) block: u32,
-    pub(crate) bits: Box<[u8]>,
-    /// Parts of requests that wait until the bitmap is loaded; `None` once it is.
+    key: Key,
+    content: Content,
+    /// Bytes that it counts for.
+    bytes: usize,
+    /// Parts of requests that wait until bitmaps are loaded; `None` if none are on their way.
     pub(crate) loading: Option<Vec<Piece>>,
     /// Has bits that are not on disk.
     pub(crate) dirty: bool,
@@ -29,6 +61,16 @@ pub(crate) struct Entry {
     pub(crate) detached: bool,
     /// Used since the clock hand passed last.
     referenced: bool,
+}
+
+impl Entry {
+    /// The block and its bitmap, if it is about one.
+    pub(crate) fn bitmap(&mut self) -> Option<(u32, &mut [u8])> {
+        match (self.key, &mut self.content) {
+            (Key::Block(block), Content::Bitmap(bits)) => Some((block, bits)),
+            _ => None,
+        }
+    }
 }
 
 /// What the cache knows of a bitmap.
@@ -44,7 +86,7 @@ pub(crate) enum Lookup {
 #[derive(Debug)]
 pub(crate) struct BitmapCache {
     entries: Slab<Entry>,
-    index: FxHashMap<(u16, u32), u32>,
+    index: FxHashMap<Key, u32>,
     hand: usize,
     bytes: usize,
     limit: usize,
@@ -53,7 +95,7 @@ pub(crate) struct BitmapCache {
 }
 
 impl BitmapCache {
-    /// A cache for at most `limit` bytes of bitmaps.
+    /// A cache for at most `limit` bytes.
     pub(crate) fn new(limit: usize) -> Self {
         Self {
             entries: Slab::new(),
@@ -65,8 +107,9 @@ impl BitmapCache {
         }
     }
 
-    pub(crate) fn lookup(&mut self, level: u16, block: u32) -> Lookup {
-        let Some(&index) = self.index.get(&(level, block)) else {
+    /// The bitmap of a block of the leaf.
+    pub(crate) fn lookup(&mut self, block: u32) -> Lookup {
+        let Some(&index) = self.index.get(&Key::Block(block)) else {
             return Lookup::Missing;
         };
         match self.entries.get_mut(index as usize) {
@@ -82,27 +125,67 @@ impl BitmapCache {
         }
     }
 
+    /// The index of the view of a stretch.
+    pub(crate) fn find_view(&mut self, stretch: u32) -> Option<u32> {
+        let index = *self.index.get(&Key::Stretch(stretch))?;
+        self.entries.get_mut(index as usize)?.referenced = true;
+        Some(index)
+    }
+
+    /// A view.
+    pub(crate) fn view(&mut self, index: u32) -> Option<&mut View> {
+        match &mut self.get(index)?.content {
+            Content::View(view) => Some(view),
+            Content::Bitmap(_) => None,
+        }
+    }
+
+    /// A bitmap.
+    pub(crate) fn bits(&mut self, index: u32) -> Option<&mut [u8]> {
+        self.get(index)?.bitmap().map(|(_, bits)| bits)
+    }
+
+    /// The parts of requests that wait for an entry, if bitmaps are on their way for it.
+    pub(crate) fn waiting(&mut self, index: u32) -> Option<&mut Vec<Piece>> {
+        self.get(index)?.loading.as_mut()
+    }
+
+    /// Lets parts of requests wait for an entry.
+    pub(crate) fn set_waiting(&mut self, index: u32) {
+        if let Some(entry) = self.get(index) {
+            entry.loading.get_or_insert_default();
+        }
+    }
+
+    /// Takes those that wait: what they wait for is there.
+    pub(crate) fn take_waiting(&mut self, index: u32) -> Vec<Piece> {
+        self.get(index)
+            .and_then(|entry| entry.loading.take())
+            .unwrap_or_default()
+    }
+
     pub(crate) fn get(&mut self, index: u32) -> Option<&mut Entry> {
         self.entries.get_mut(index as usize)
     }
 
-    /// Adds a bitmap, evicting others if need be; `None` if there is no room as long as nothing gets clean or unpinned.
+    /// Adds a bitmap or a view, evicting others if need be; `None` if there is no room as long as nothing gets clean or
+    /// unpinned.
     pub(crate) fn insert(
         &mut self,
-        level: u16,
-        block: u32,
-        bits: Box<[u8]>,
+        key: Key,
+        content: Content,
         loading: Option<Vec<Piece>>,
     ) -> Option<u32> {
-        while self.bytes + bits.len() > self.limit && self.entries.len() >= MIN_ENTRIES {
+        let bytes = content.bytes() + ENTRY_BYTES;
+        while self.bytes + bytes > self.limit && self.entries.len() >= MIN_ENTRIES {
             let victim = self.victim()?;
             self.remove(victim);
         }
-        self.bytes += bits.len();
+        self.bytes += bytes;
         let entry = Entry {
-            level,
-            block,
-            bits,
+            key,
+            content,
+            bytes,
             loading,
             dirty: false,
             pins: 0,
@@ -110,15 +193,24 @@ impl BitmapCache {
             referenced: true,
         };
         let index = self.entries.insert(entry) as u32;
-        self.index.insert((level, block), index);
+        self.index.insert(key, index);
         Some(index)
+    }
+
+    /// Counts the bytes of an entry again, which got smaller.
+    pub(crate) fn weigh(&mut self, index: u32) {
+        if let Some(entry) = self.entries.get_mut(index as usize) {
+            let bytes = entry.content.bytes() + ENTRY_BYTES;
+            self.bytes = self.bytes - entry.bytes + bytes;
+            entry.bytes = bytes;
+        }
     }
 
     pub(crate) fn remove(&mut self, index: u32) {
         if let Some(entry) = self.entries.try_remove(index as usize) {
-            self.bytes -= entry.bits.len();
+            self.bytes -= entry.bytes;
             if !entry.detached {
-                self.index.remove(&(entry.level, entry.block));
+                self.index.remove(&entry.key);
             }
         }
     }
@@ -150,8 +242,8 @@ impl BitmapCache {
     }
 
     /// Forgets the bitmap of a block that is no more. While it is pinned, those who did so may still use its index.
-    pub(crate) fn detach(&mut self, level: u16, block: u32) {
-        let Some(index) = self.index.remove(&(level, block)) else {
+    pub(crate) fn detach(&mut self, block: u32) {
+        let Some(index) = self.index.remove(&Key::Block(block)) else {
             return;
         };
         self.dirty.retain(|dirty| *dirty != index);
@@ -166,7 +258,8 @@ impl BitmapCache {
     pub(crate) fn mark(&mut self, index: u32, first: u32, count: u32) {
         if let Some(entry) = self.entries.get_mut(index as usize)
             && !entry.detached
-            && bitmap::set_range(&mut entry.bits, first, count)
+            && let Some((_, bits)) = entry.bitmap()
+            && bitmap::set_range(bits, first, count)
             && !std::mem::replace(&mut entry.dirty, true)
         {
             self.dirty.push(index);

@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use crate::batmap_state::Emptying;
+use crate::cache::Entry;
 use crate::core::Core;
 use crate::discard::Released;
 use crate::error::Result;
@@ -170,10 +171,10 @@ fn begin_round(core: &mut Core) -> Round {
             && !planted::is(Bug::NoBarrierForEntries);
     let mut bitmap_writes = Vec::with_capacity(bitmaps.len());
     for index in &bitmaps {
-        let Some(entry) = core.cache.get(*index) else {
+        let Some((block, bits)) = core.cache.get(*index).and_then(Entry::bitmap) else {
             continue;
         };
-        let (block, bits) = (entry.block, entry.bits.to_vec());
+        let bits = bits.to_vec();
         if let Some(sector) = core
             .leaf_blocks()
             .and_then(|blocks| blocks.bitmap_sector(block))
@@ -264,9 +265,8 @@ fn end_round(core: &mut Core, round: Round, good: bool) {
         core.cache.unpin(*index);
         if !good {
             core.cache.mark_dirty(*index);
-        } else if let Some(entry) = core.cache.get(*index) {
-            let (level, block) = (entry.level, entry.block);
-            core.note_if_full(level, block, *index);
+        } else {
+            core.note_if_full(*index);
         }
     }
     if good {

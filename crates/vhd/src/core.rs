@@ -1,6 +1,7 @@
 //! The request path: a request becomes an I/O plan, completions move it on.
 //!
-//! A request is cut where blocks and chain levels meet; neighbouring parts that stay neighbours in a file are joined
+//! Reads are in `read.rs`, and what lies below the leaf in `search.rs`; `discard.rs` and `status.rs` have what their names
+//! say, and `bitmaps.rs` what all of them need. A request is cut where blocks and chain levels meet; neighbouring parts that stay neighbours in a file are joined
 //! again. A part that must wait (for a bitmap, for new space) is parked as a [`Piece`] and started over when it may go on.
 //! Nothing here awaits: allocation extents and commits are tasks (`extend.rs`, `commit.rs`) that the path only asks for.
 
@@ -11,7 +12,8 @@ use std::rc::Rc;
 use slab::Slab;
 
 use crate::batmap_state::BatmapState;
-use crate::cache::{BitmapCache, Lookup};
+use crate::below::Below;
+use crate::cache::{BitmapCache, Content, Key};
 use crate::commit::CommitState;
 use crate::discard::Releases;
 use crate::error::errno;
@@ -41,6 +43,10 @@ pub(crate) struct Core {
     pub(crate) requests: Slab<Request>,
     pub(crate) finished: VecDeque<Finished>,
     pub(crate) cache: BitmapCache,
+    /// How the images below the leaf are looked at.
+    pub(crate) below: Below,
+    /// Bitmaps, or sectors of them, that are on their way.
+    pub(crate) loading: usize,
     pub(crate) allocator: Allocator,
     pub(crate) commit: CommitState,
     /// Parts that wait for staging memory or room in the bitmap cache.
@@ -55,6 +61,8 @@ impl Core {
     pub(crate) fn new(chain: Vec<Image>, read_only: bool, bitmap_cache_bytes: usize) -> Self {
         Self {
             allocator: Allocator::new(&chain[0]),
+            below: Below::new(&chain),
+            loading: 0,
             chain,
             read_only,
             closing: false,
@@ -183,7 +191,7 @@ impl Core {
         }
         let piece = Piece {
             request: index,
-            level: 0,
+            below: false,
             sector: request.sector,
             count: request.sectors,
             // Without data the buffer means nothing, and must not overflow.
@@ -249,28 +257,6 @@ impl Core {
         self.fail(starved, errno);
     }
 
-    fn read(&mut self, queue: &mut Queue, piece: Piece) {
-        let Some(image) = self.chain.get(usize::from(piece.level)) else {
-            return self.zero(queue, piece);
-        };
-        // An image may be smaller than its child; behind its end there are zeros.
-        let here = image
-            .sectors
-            .saturating_sub(piece.sector)
-            .min(u64::from(piece.count)) as u32;
-        if here < piece.count {
-            if here > 0 {
-                self.read(queue, piece.part(0, here));
-            }
-            return self.zero(queue, piece.part(here, piece.count - here));
-        }
-        if let Layout::Flat = image.layout {
-            let file = image.file;
-            return self.transfer(queue, OpKind::Read, file, piece.sector * 512, piece, None);
-        }
-        self.each_block(queue, piece, Self::read_block);
-    }
-
     fn write(&mut self, queue: &mut Queue, piece: Piece) {
         let leaf = self.leaf();
         if let Layout::Flat = leaf.layout {
@@ -280,7 +266,7 @@ impl Core {
         self.each_block(queue, piece, Self::write_block);
     }
 
-    /// Calls `handle` for the part of `piece` in each block, with the block's place if it is in this file.
+    /// Calls `handle` for the part of `piece` in each block of the leaf, with the block's place if it is in this file.
     pub(crate) fn each_block(
         &mut self,
         queue: &mut Queue,
@@ -293,59 +279,17 @@ impl Core {
                 file,
                 layout: Layout::Blocks(blocks),
                 ..
-            }) = self.chain.get(usize::from(piece.level))
+            }) = self.chain.first()
             else {
                 return;
             };
             let sector = piece.sector + u64::from(done);
-            let per_block = u64::from(blocks.sectors_per_block);
-            let (block, first) = ((sector / per_block) as u32, (sector % per_block) as u32);
+            let (block, first) = blocks.block_of(sector);
             let count = (piece.count - done).min(blocks.sectors_per_block - first);
             let place = blocks.place_of(*file, sector);
             handle(self, queue, piece.part(done, count), block, place);
             done += count;
         }
-    }
-
-    fn read_block(&mut self, queue: &mut Queue, piece: Piece, _: u32, place: Option<Place>) {
-        let Some(place) = place else {
-            return self.read(
-                queue,
-                Piece {
-                    level: piece.level + 1,
-                    ..piece
-                },
-            );
-        };
-        if place.full {
-            return self.transfer(queue, OpKind::Read, place.file, place.data, piece, None);
-        }
-        let Some(index) = self.bitmap(queue, piece, &place) else {
-            return;
-        };
-        // Looking into the parents may load bitmaps and evict others: not this one.
-        self.cache.pin(index);
-        let mut done = 0;
-        while done < piece.count
-            && let Some(bits) = self.cache.get(index).map(|entry| &entry.bits)
-        {
-            let (present, count) = bitmap::run(bits, place.first + done, piece.count - done);
-            let part = piece.part(done, count);
-            if present {
-                let offset = place.data + u64::from(done) * 512;
-                self.transfer(queue, OpKind::Read, place.file, offset, part, None);
-            } else {
-                self.read(
-                    queue,
-                    Piece {
-                        level: piece.level + 1,
-                        ..part
-                    },
-                );
-            }
-            done += count;
-        }
-        self.cache.unpin(index);
     }
 
     pub(crate) fn write_block(
@@ -375,10 +319,10 @@ impl Core {
         let Some(index) = self.bitmap(queue, piece, &place) else {
             return;
         };
-        let Some(entry) = self.cache.get(index) else {
+        let Some(bits) = self.cache.bits(index) else {
             return;
         };
-        let mark = if bitmap::run(&entry.bits, place.first, piece.count) == (true, piece.count) {
+        let mark = if bitmap::run(bits, place.first, piece.count) == (true, piece.count) {
             None
         } else {
             self.cache.pin(index);
@@ -406,7 +350,11 @@ impl Core {
         if !born_full
             && self
                 .cache
-                .insert(0, block, vec![0; bytes].into_boxed_slice(), None)
+                .insert(
+                    Key::Block(block),
+                    Content::Bitmap(vec![0; bytes].into_boxed_slice()),
+                    None,
+                )
                 .is_none()
         {
             self.commit.wanted = true;
@@ -424,64 +372,8 @@ impl Core {
         Allocated::Yes
     }
 
-    /// The bitmap of a block, or `None` after parking `piece` until it is there.
-    pub(crate) fn bitmap(&mut self, queue: &mut Queue, piece: Piece, place: &Place) -> Option<u32> {
-        match self.cache.lookup(piece.level, place.block) {
-            Lookup::Ready(index) => return Some(index),
-            Lookup::Loading(index) => {
-                let piece = self.park(piece);
-                if let Some(waiting) = self
-                    .cache
-                    .get(index)
-                    .and_then(|entry| entry.loading.as_mut())
-                {
-                    waiting.push(piece);
-                }
-            }
-            Lookup::Missing => {
-                let piece = self.park(piece);
-                if !self.load_bitmap(queue, piece.level, place, vec![piece]) {
-                    self.starved.push(piece);
-                }
-            }
-        }
-        None
-    }
-
-    /// Starts loading a bitmap on behalf of parked pieces; false if there is no memory for it now.
-    pub(crate) fn load_bitmap(
-        &mut self,
-        queue: &mut Queue,
-        level: u16,
-        place: &Place,
-        waiting: Vec<Piece>,
-    ) -> bool {
-        let Some(chunk) = queue.staging.allocate(place.bitmap_bytes) else {
-            return false;
-        };
-        let bits = vec![0; place.bitmap_bytes].into_boxed_slice();
-        let Some(entry) = self.cache.insert(level, place.block, bits, Some(waiting)) else {
-            queue.staging.free(chunk);
-            self.commit.wanted = true;
-            return false;
-        };
-        let op = plain_op(
-            OpKind::Read,
-            place.file,
-            place.bitmap * 512,
-            place.bitmap_bytes as u64,
-        );
-        queue.push(
-            Op {
-                buffer: chunk.offset(),
-                ..op
-            },
-            Owner::Bitmap { entry, chunk },
-        );
-        true
-    }
-
-    fn zero(&mut self, queue: &mut Queue, piece: Piece) {
+    /// Makes zeros of a part's memory.
+    pub(crate) fn zero(&mut self, queue: &mut Queue, piece: Piece) {
         self.transfer(queue, OpKind::ZeroBuffer, 0, 0, piece, None);
     }
 
@@ -553,6 +445,9 @@ impl Core {
             Some(Owner::Bitmap { entry, chunk }) => {
                 self.bitmap_loaded(queue, entry, chunk, completion.result);
             }
+            Some(Owner::Fetch { entry, fetch }) => {
+                self.fetched(queue, entry, fetch, completion.result);
+            }
             Some(Owner::SeekHole(piece)) => self.hole_found(queue, piece, completion.result),
             Some(Owner::Answer { request, chunk }) => {
                 queue.staging.free(chunk);
@@ -576,63 +471,6 @@ impl Core {
             self.cache.unpin(mark.entry);
         }
         self.part_done(transfer.request, status);
-    }
-
-    fn bitmap_loaded(
-        &mut self,
-        queue: &mut Queue,
-        index: u32,
-        chunk: crate::staging::Chunk,
-        result: i32,
-    ) {
-        let Some(entry) = self.cache.get(index) else {
-            return;
-        };
-        let waiting = entry.loading.take().unwrap_or_default();
-        let length = entry.bits.len();
-        let (level, block) = (entry.level, entry.block);
-        entry
-            .bits
-            .copy_from_slice(&queue.staging.chunk(chunk)[..length]);
-        queue.staging.free(chunk);
-        if result.cast_unsigned() as usize != length {
-            self.cache.remove(index);
-            return self.fail(
-                waiting,
-                if result < 0 {
-                    result.saturating_neg()
-                } else {
-                    errno::EIO
-                },
-            );
-        }
-        self.note_if_full(level, block, index);
-        self.cache.drop_if_detached(index);
-        self.resume(queue, waiting);
-    }
-
-    /// Replaces the cached bitmap of a full block, all on disk, by the one bit that says so.
-    pub(crate) fn note_if_full(&mut self, level: u16, block: u32, index: u32) {
-        let Some(image) = self.chain.get_mut(usize::from(level)) else {
-            return;
-        };
-        let (sectors, Layout::Blocks(blocks)) = (image.sectors, &mut image.layout) else {
-            return;
-        };
-        // Only the sectors that the disk has count in its last block.
-        let start = u64::from(block) * u64::from(blocks.sectors_per_block);
-        let bits = sectors
-            .saturating_sub(start)
-            .min(u64::from(blocks.sectors_per_block)) as u32;
-        if let Some(entry) = self.cache.get(index)
-            && !entry.dirty
-            && !entry.detached
-            && entry.pins == 0
-            && bitmap::is_full(&entry.bits, bits)
-        {
-            blocks.set_full(block);
-            self.cache.remove(index);
-        }
     }
 
     /// A part of a request is over, with 0 or a negative errno value.

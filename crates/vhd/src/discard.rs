@@ -104,7 +104,7 @@ impl Core {
         };
         let mut done = 0;
         while done < piece.count
-            && let Some(bits) = self.cache.get(index).map(|entry| &entry.bits)
+            && let Some(bits) = self.cache.bits(index)
         {
             let (present, count) = bitmap::run(bits, place.first + done, piece.count - done);
             // What is not present reads as zeros already, unless a parent shows through.
@@ -151,7 +151,7 @@ impl Core {
         let Some(place) = blocks.release(block) else {
             return;
         };
-        self.cache.detach(0, block);
+        self.cache.detach(block);
         self.commit.changed(block);
         self.commit.modified = true;
         let released = Released { place, sequence };

@@ -299,7 +299,10 @@ impl Engine {
 pub(crate) async fn close_disk(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
     until(|| {
         let core = core.borrow();
-        core.requests.is_empty() && core.allocator.tasks == 0 && !core.commit.running
+        core.requests.is_empty()
+            && core.allocator.tasks == 0
+            && core.loading == 0
+            && !core.commit.running
     })
     .await;
     if !core.borrow_mut().needs_close() {

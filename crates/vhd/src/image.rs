@@ -2,6 +2,7 @@
 
 use crate::batmap_state::BatmapState;
 use crate::format::bat;
+use crate::format::bitmap;
 use crate::format::footer::{DiskType, Footer};
 use crate::format::header::Header;
 use crate::format::uuid::Uuid;
@@ -46,6 +47,49 @@ impl Image {
             Layout::Flat => 0,
         }
     }
+
+    /// Byte offset of a sector of the disk in the file, if the file has a place for it.
+    pub(crate) fn offset_of(&self, sector: u64) -> Option<u64> {
+        match &self.layout {
+            Layout::Flat => Some(sector * 512),
+            Layout::Blocks(blocks) => Some(blocks.place_of(self.file, sector)?.data),
+        }
+    }
+
+    /// What it has of sectors from `sector` to the end of their block at most.
+    pub(crate) fn part_at(&self, sector: u64) -> Part {
+        match &self.layout {
+            Layout::Flat => Part::Whole,
+            Layout::Blocks(blocks) => match blocks.place_of(self.file, sector) {
+                None => Part::Absent,
+                Some(place) if place.full => Part::Whole,
+                Some(place) => Part::Partial(place),
+            },
+        }
+    }
+
+    /// Remembers that a block is full, if these are its bits, all of them, and set. Returns whether it is.
+    pub(crate) fn note_if_full(&mut self, block: u32, bits: &[u8]) -> bool {
+        let Layout::Blocks(blocks) = &mut self.layout else {
+            return false;
+        };
+        // Only the sectors that the disk has count in its last block.
+        let start = u64::from(block) * u64::from(blocks.sectors_per_block);
+        let count = self.sectors.saturating_sub(start);
+        let is_full = bitmap::is_full(bits, count.min(u64::from(blocks.sectors_per_block)) as u32);
+        if is_full {
+            blocks.set_full(block);
+        }
+        is_full
+    }
+}
+
+/// What an image has of sectors of the disk that lie in one of its blocks.
+pub(crate) enum Part {
+    Absent,
+    Whole,
+    /// The block's bitmap tells, which is at the place of the first of these sectors.
+    Partial(Place),
 }
 
 /// How an image maps sectors onto its file.
@@ -219,10 +263,19 @@ impl Blocks {
         }
     }
 
+    /// The block that `sector` of the disk is in, and its number there.
+    pub(crate) fn block_of(&self, sector: u64) -> (u32, u32) {
+        // A power of two, as the header was checked for, and 64-bit divisions are slow.
+        let shift = self.sectors_per_block.trailing_zeros();
+        (
+            (sector >> shift) as u32,
+            sector as u32 & (self.sectors_per_block - 1),
+        )
+    }
+
     /// Where `sector` of the disk is, if its block is in this file, which the host knows as `file`.
     pub(crate) fn place_of(&self, file: u16, sector: u64) -> Option<Place> {
-        let per_block = u64::from(self.sectors_per_block);
-        let (block, first) = ((sector / per_block) as u32, (sector % per_block) as u32);
+        let (block, first) = self.block_of(sector);
         self.bitmap_sector(block).map(|bitmap| Place {
             file,
             bitmap,

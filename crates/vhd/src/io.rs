@@ -29,12 +29,19 @@ use crate::staging::{Chunk, LARGE, SMALL, Staging};
 pub(crate) enum Owner {
     /// The request path moves a part of a request's data.
     Transfer(Transfer),
-    /// The request path loads a sector bitmap.
+    /// The request path loads the sector bitmap of a block of the leaf.
     Bitmap {
         /// Index in the bitmap cache.
         entry: u32,
         /// Where the bitmap arrives.
         chunk: Chunk,
+    },
+    /// The request path loads a sector of the bitmap of a block below the leaf.
+    Fetch {
+        /// Index of the view in the bitmap cache.
+        entry: u32,
+        /// Index of what is fetched for it.
+        fetch: usize,
     },
     /// The request path looks for holes of a file, for this part of a block status request.
     SeekHole(Piece),

@@ -7,6 +7,8 @@
 
 mod areas;
 mod batmap_state;
+mod below;
+mod bitmaps;
 mod cache;
 mod chain;
 mod commit;
@@ -30,8 +32,10 @@ mod parent_link;
 mod planted;
 #[cfg(feature = "planted-bugs")]
 pub mod planted;
+mod read;
 pub mod record;
 mod request;
+mod search;
 mod staging;
 mod status;
 mod target;

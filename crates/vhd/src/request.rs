@@ -63,13 +63,13 @@ impl Request {
     }
 }
 
-/// A contiguous part of a request, to be looked up in one image of the chain.
+/// A contiguous part of a request, to be looked up in the leaf or in what is below it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Piece {
     /// Index of the request.
     pub(crate) request: u32,
-    /// Image in the chain, leaf first.
-    pub(crate) level: u16,
+    /// The leaf doesn't have it.
+    pub(crate) below: bool,
     /// First sector on the virtual disk.
     pub(crate) sector: u64,
     /// Number of sectors.

@@ -60,6 +60,15 @@ impl Staging {
         }
     }
 
+    /// A free small chunk, if there are more than `reserve` of them now.
+    pub(crate) fn allocate_small(&mut self, reserve: usize) -> Option<Chunk> {
+        if self.small.len() > reserve {
+            self.small.pop()
+        } else {
+            None
+        }
+    }
+
     pub(crate) fn free(&mut self, chunk: Chunk) {
         let list = if chunk.size as usize == SMALL {
             &mut self.small

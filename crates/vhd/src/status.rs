@@ -5,6 +5,7 @@
 //! to wait, for a bitmap or for the file system, its [`Piece`] says where it goes on. It ends early, which the requester
 //! must expect, when the answer is full or the search was long.
 
+use crate::below::Seen;
 use crate::cache::Lookup;
 use crate::core::{Core, MAX_SECTORS};
 use crate::format::bitmap;
@@ -22,7 +23,7 @@ const NOTHING: u32 = STATUS_HOLE | STATUS_ZERO;
 /// usual blocks takes fewer for the longest request of an NBD client.
 const MAX_LOOKS: u32 = 1 << 16;
 
-/// Blocks after the one whose bitmap is needed now that are looked at for bitmaps to fetch along. Even a cache of the least
+/// Blocks, or stretches, after the one whose bitmap is needed now that are looked at for bitmaps to fetch along. Even a cache of the least
 /// size has room for these.
 const READ_AHEAD: u32 = 8;
 
@@ -86,7 +87,7 @@ impl Description {
 enum Look {
     /// So many of them are like this.
     Like(u32, u32),
-    /// So many of them are not in this image.
+    /// So many of them are not in the leaf.
     Below(u32),
     /// The piece was left to someone who will go on with it.
     Wait,
@@ -107,7 +108,7 @@ impl Core {
             piece = match look {
                 Look::Wait => return,
                 Look::Below(count) => Piece {
-                    level: piece.level + 1,
+                    below: true,
                     count,
                     ..piece
                 },
@@ -117,32 +118,23 @@ impl Core {
         self.answer(queue, piece);
     }
 
-    /// Looks at a piece in the image of its level.
+    /// Looks at a piece, in the leaf or below it.
     fn look(&mut self, queue: &mut Queue, piece: Piece) -> Look {
-        let Some(image) = self.chain.get(usize::from(piece.level)) else {
-            return Look::Like(piece.count, NOTHING);
-        };
-        // An image may be smaller than its child; behind its end there are zeros.
-        let here = image
-            .sectors
-            .saturating_sub(piece.sector)
-            .min(u64::from(piece.count)) as u32;
-        if here == 0 {
-            return Look::Like(piece.count, NOTHING);
+        if piece.below {
+            return self.look_below(queue, piece);
         }
-        let piece = piece.part(0, here);
+        let leaf = self.leaf();
         let Image {
             file,
             layout: Layout::Blocks(blocks),
             ..
-        } = image
+        } = leaf
         else {
-            let file = image.file;
+            let file = leaf.file;
             return self.seek_hole(queue, piece, file);
         };
-        let per_block = u64::from(blocks.sectors_per_block);
-        let first = (piece.sector % per_block) as u32;
-        let piece = piece.part(0, here.min(blocks.sectors_per_block - first));
+        let (_, first) = blocks.block_of(piece.sector);
+        let piece = piece.part(0, piece.count.min(blocks.sectors_per_block - first));
         let Some(place) = blocks.place_of(*file, piece.sector) else {
             return Look::Below(piece.count);
         };
@@ -150,35 +142,55 @@ impl Core {
             return Look::Like(piece.count, 0);
         }
         let Some(index) = self.bitmap(queue, piece, &place) else {
-            self.read_ahead(queue, piece);
+            self.load_ahead(queue, piece);
             return Look::Wait;
         };
-        let Some(entry) = self.cache.get(index) else {
+        let Some(bits) = self.cache.bits(index) else {
             return Look::Wait;
         };
-        match bitmap::run(&entry.bits, first, piece.count) {
+        match bitmap::run(bits, first, piece.count) {
             (true, count) => Look::Like(count, 0),
             (false, count) => Look::Below(count),
         }
     }
 
-    /// Has the bitmaps of the blocks after that of `piece` loaded too, as far as there is memory for them now.
-    fn read_ahead(&mut self, queue: &mut Queue, piece: Piece) {
-        let Some(end) = self
-            .requests
-            .get(piece.request as usize)
-            .and_then(|request| request.description.as_deref())
-            .map(|description| description.end)
-        else {
-            return;
+    /// Looks at a piece that the leaf doesn't have.
+    fn look_below(&mut self, queue: &mut Queue, piece: Piece) -> Look {
+        if self.chain.len() == 1 {
+            return Look::Like(piece.count, NOTHING);
+        }
+        let count = self.below.rest_of_stretch(piece.sector);
+        let piece = piece.part(0, piece.count.min(count));
+        let Some((seen, count)) = self.seen_below(queue, piece) else {
+            self.search_on(queue, piece);
+            return Look::Wait;
         };
+        let Seen::In(level) = seen else {
+            return Look::Like(count, NOTHING);
+        };
+        match self.chain.get(level) {
+            Some(Image {
+                file,
+                layout: Layout::Flat,
+                ..
+            }) => {
+                let file = *file;
+                self.seek_hole(queue, piece.part(0, count), file)
+            }
+            _ => Look::Like(count, 0),
+        }
+    }
+
+    /// Has the bitmaps of the leaf's blocks after that of `piece` loaded too, as far as there is memory for them now.
+    fn load_ahead(&mut self, queue: &mut Queue, piece: Piece) {
+        let end = self.end_of_description(piece);
         let mut sector = piece.sector;
         for _ in 0..READ_AHEAD {
             let Some(Image {
                 file,
                 layout: Layout::Blocks(blocks),
                 ..
-            }) = self.chain.get(usize::from(piece.level))
+            }) = self.chain.first()
             else {
                 return;
             };
@@ -191,12 +203,33 @@ impl Core {
                 continue;
             };
             if !place.full
-                && matches!(self.cache.lookup(piece.level, place.block), Lookup::Missing)
-                && !self.load_bitmap(queue, piece.level, &place, Vec::new())
+                && matches!(self.cache.lookup(place.block), Lookup::Missing)
+                && !self.load_bitmap(queue, &place, Vec::new())
             {
                 return;
             }
         }
+    }
+
+    /// Has the stretches after that of `piece` looked at too, as far as there is memory for that now.
+    fn search_on(&mut self, queue: &mut Queue, piece: Piece) {
+        let end = self.end_of_description(piece);
+        let mut sector = piece.sector;
+        for _ in 0..READ_AHEAD {
+            sector += u64::from(self.below.rest_of_stretch(sector));
+            let (stretch, _) = self.below.stretch_of(sector);
+            if sector >= end || !self.search_ahead(queue, stretch) {
+                return;
+            }
+        }
+    }
+
+    /// The first sector after those that the request of `piece` is about.
+    fn end_of_description(&self, piece: Piece) -> u64 {
+        self.requests
+            .get(piece.request as usize)
+            .and_then(|request| request.description.as_deref())
+            .map_or(0, |description| description.end)
     }
 
     /// Asks the file system whether the first sectors of a piece are a hole of the file in which they lie as they are.
@@ -262,7 +295,7 @@ fn next(description: &mut Description, piece: Piece, count: u32, flags: u32) -> 
     let sector = piece.sector + u64::from(count);
     let goes_on = description.add(count, flags) && description.looks < MAX_LOOKS;
     Piece {
-        level: 0,
+        below: false,
         sector,
         // A request has fewer than 2^32 sectors.
         count: if goes_on {
