@@ -1,7 +1,7 @@
 import { afterEach, describe, expect, it } from "vitest";
 import { DiskThread, RefusedError } from "./disk-thread.ts";
 import { type DiskOptions, diskOptionsSchema } from "./messages.ts";
-import { startThread } from "./threads.ts";
+import { startThread, startThreadAhead, takeThread } from "./threads.ts";
 
 const options: DiskOptions = diskOptionsSchema.parse({
   stack: [{ driver: "vhd", name: "/x" }],
@@ -14,6 +14,10 @@ const options: DiskOptions = diskOptionsSchema.parse({
 
 /** A worker that does as it is told, in place of one with a data plane. */
 function open(script: string): Promise<DiskThread> {
+  return DiskThread.open(port, options, startThread(entry(script)));
+}
+
+function entry(script: string): URL {
   const code = `import { parentPort } from "node:worker_threads";
     const disk = { sectors: 8, sizeBytes: 4096, type: "raw", blockSize: 0, uuid: "", depth: 1, warnings: [] };
     const report = (message) => parentPort.postMessage(message);
@@ -23,11 +27,11 @@ function open(script: string): Promise<DiskThread> {
       if (message.kind === "close") { report({ kind: "closed" }); parentPort.close(); } else handler(message);
     });
     ${script}`;
-  const port = { duplicateFd: (fd: number) => fd, wake: (fd: number) => wakes.push(fd) };
-  return DiskThread.open(port, options, startThread(new URL(`data:text/javascript,${encodeURIComponent(code)}`)));
+  return new URL(`data:text/javascript,${encodeURIComponent(code)}`);
 }
 
 const wakes: number[] = [];
+const port = { duplicateFd: (fd: number) => fd, wake: (fd: number) => wakes.push(fd) };
 const ring = { memory: 3, kick: 4, notify: 5 };
 
 describe("DiskThread", () => {
@@ -37,6 +41,22 @@ describe("DiskThread", () => {
     await expect(open(`report({ kind: "failed", message: "/x: no" });`)).rejects.toThrow("/x: no");
     await expect(open(`throw new Error("early");`)).rejects.toThrow("early");
     await expect(open(`process.exit(3);`)).rejects.toThrow("the disk's thread ended with code 3");
+  });
+
+  it("says why a thread that was started ahead is gone when it is wanted", async () => {
+    const thread = startThread(entry(`throw new Error("early");`));
+    await new Promise((resolve) => thread.worker.once("exit", resolve));
+    await expect(DiskThread.open(port, options, thread)).rejects.toThrow("early");
+  });
+
+  it("takes a thread that was started ahead, once", async () => {
+    startThreadAhead();
+    startThreadAhead();
+    const later = startThread(entry("")).worker.threadId;
+    const threads = [takeThread(), takeThread()];
+    // Threads are numbered in the order in which they are started.
+    expect(threads.map(({ worker }) => worker.threadId)).toEqual([later - 1, later + 1]);
+    for (const { worker } of threads) await worker.terminate();
   });
 
   it("opens and closes, and wakes the worker for each message", async () => {
