@@ -33,7 +33,7 @@ export function severalSection(results: readonly CaseResult[]): string[] {
     : [
         "## Several disks at once",
         "All operations per second of 1, 4 and 16 disks together; CPUs that the servers kept busy meanwhile (the clients had " +
-          "the rest); and how many of their threads used more than a hundredth of a CPU. Ours is one process with a thread " +
+          "the rest); and how many of their threads used more than a fiftieth of a CPU. Ours is one process with a thread " +
           `for each disk, the others are one process for each. All disks have ${SMALL_BYTES >> 20} MiB.`,
         ...tables,
       ];

@@ -20,7 +20,7 @@ export interface Measurement {
   readonly cpuMicroseconds: number;
   /** Resident memory of that program afterwards, with what it has mapped. */
   readonly residentBytes: number;
-  /** How many of its threads used more than a hundredth of a CPU. */
+  /** How many of its threads used more than a fiftieth of a CPU. */
   readonly busyThreads?: number | undefined;
   /** Garbage collections in the threads that serve disks, where it tells of them. */
   readonly collections?: Collections | undefined;

@@ -2,6 +2,7 @@
 
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { type Case, PLAIN, VISITS_PER_SECOND } from "./cases.ts";
 import { type Load, measure } from "./clients.ts";
 import type { ContenderKind } from "./contenders.ts";
@@ -17,7 +18,9 @@ import { startVisits } from "./visits.ts";
 /** The first runs of a program are not like the later ones: just-in-time compilers, memory that is touched first. */
 const WARM_UP_SECONDS = 0.5;
 const FILLING_SECONDS = 3;
-const BUSY_SHARE = 0.01;
+/** A thread is busy when it has used so much of a CPU by the time that this part of the load is over. */
+const BUSY_SHARE = 0.02;
+const BUSY_LOOK = 0.7;
 
 /** What makes a program ready: reading, which allocates nothing. */
 function warmUp({ image, disks }: Case): Case {
@@ -209,16 +212,12 @@ export class Session {
     const used = pids.length === 0 ? endedCpuSeconds : () => sum(cpuSeconds);
     const visits =
       load.case.visited && service.door !== undefined ? startVisits(service.door, VISITS_PER_SECOND) : undefined;
-    const [before, threadsBefore, collected] = [used(), pids.map(threadSeconds), service.collections()?.length];
-    const report = await measure(service.endpoints, load, this.#ringClient);
+    const [before, collected] = [used(), service.collections()?.length];
+    const [report, busyThreads] = await Promise.all([
+      measure(service.endpoints, load, this.#ringClient),
+      busyThreadsMeanwhile(pids, load.seconds),
+    ]);
     const cpu = used() - before;
-    const busyThreads = pids.reduce((count, pid, index) => {
-      const earlier = threadsBefore[index];
-      const busy = [...threadSeconds(pid)].filter(
-        ([thread, seconds]) => seconds - (earlier?.get(thread) ?? 0) > BUSY_SHARE * report.seconds,
-      );
-      return count + busy.length;
-    }, 0);
     await visits?.end();
     const perSecond = report.operations / report.seconds;
     return {
@@ -232,6 +231,21 @@ export class Session {
       collections: collected === undefined ? undefined : collectionsSince(service, collected),
     };
   }
+}
+
+/**
+ * How many threads of these processes are at work for most of a load of so many seconds. It looks while they are: some live
+ * as long as a connection.
+ */
+async function busyThreadsMeanwhile(pids: readonly number[], seconds: number): Promise<number> {
+  const before = pids.map(threadSeconds);
+  await sleep(BUSY_LOOK * 1000 * seconds);
+  return pids.reduce((count, pid, index) => {
+    const busy = [...threadSeconds(pid)].filter(
+      ([thread, used]) => used - (before[index]?.get(thread) ?? 0) > BUSY_SHARE * BUSY_LOOK * seconds,
+    );
+    return count + busy.length;
+  }, 0);
 }
 
 function collectionsSince(service: Service, earlier: number): Collections {
