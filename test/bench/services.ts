@@ -96,7 +96,7 @@ export async function startTapdisk(site: Site, kind: "nbd" | "ring"): Promise<Se
     program: process.execPath,
     args: [
       "--trace-gc",
-      join(site.commands, "../lib/tapdisk.js"),
+      join(site.commands, "../lib/tapdisk.cjs"),
       "serve",
       ...site.places.map(({ image }) => `vhd:${image}`),
       ...site.places.flatMap((place) => ["--nbd", `unix:${door(place)}`]),
