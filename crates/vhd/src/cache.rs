@@ -125,11 +125,15 @@ impl BitmapCache {
         }
     }
 
-    /// The index of the view of a stretch.
-    pub(crate) fn find_view(&mut self, stretch: u32) -> Option<u32> {
+    /// The view of a stretch, and its index.
+    pub(crate) fn find_view(&mut self, stretch: u32) -> Option<(u32, &View)> {
         let index = *self.index.get(&Key::Stretch(stretch))?;
-        self.entries.get_mut(index as usize)?.referenced = true;
-        Some(index)
+        let entry = self.entries.get_mut(index as usize)?;
+        entry.referenced = true;
+        match &entry.content {
+            Content::View(view) => Some((index, view)),
+            Content::Bitmap(_) => None,
+        }
     }
 
     /// A view.

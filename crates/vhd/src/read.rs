@@ -33,6 +33,21 @@ impl Core {
         let Some(index) = self.bitmap(queue, piece, &place) else {
             return;
         };
+        let Some(bits) = self.cache.bits(index) else {
+            return;
+        };
+        // Most pieces are small, and all in the leaf or not at all.
+        match bitmap::run(bits, place.first, piece.count) {
+            (true, count) if count == piece.count => {
+                self.transfer(queue, OpKind::Read, place.file, place.data, piece, None);
+            }
+            (false, count) if count == piece.count => self.read_below(queue, piece),
+            _ => self.read_runs(queue, piece, &place, index),
+        }
+    }
+
+    /// Reads a piece of which the leaf has some sectors, by the bitmap with this index.
+    fn read_runs(&mut self, queue: &mut Queue, piece: Piece, place: &Place, index: u32) {
         // Looking below may load bitmaps and evict others: not this one.
         self.cache.pin(index);
         let mut done = 0;

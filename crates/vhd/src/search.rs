@@ -35,14 +35,25 @@ impl Core {
     /// `None` after parking the piece until that is known.
     pub(crate) fn seen_below(&mut self, queue: &mut Queue, piece: Piece) -> Option<(Seen, u32)> {
         let (stretch, first) = self.below.stretch_of(piece.sector);
+        if let Some((_, view)) = self.cache.find_view(stretch)
+            && let (Some(seen), count) = view.at(first, piece.count)
+        {
+            return Some((seen, count));
+        }
+        self.look_deeper(queue, piece)
+    }
+
+    /// As [`Core::seen_below`], where it is not known yet.
+    fn look_deeper(&mut self, queue: &mut Queue, piece: Piece) -> Option<(Seen, u32)> {
+        let (stretch, first) = self.below.stretch_of(piece.sector);
         if let Some(index) = self.view_of(stretch) {
-            if let (Some(seen), count) = self.cache.view(index)?.at(first, piece.count) {
-                return Some((seen, count));
-            }
             match self.search(queue, index, stretch) {
                 Progress::Over => {
-                    let (seen, count) = self.cache.view(index)?.at(first, piece.count);
-                    return seen.map(|seen| (seen, count));
+                    if let Some(view) = self.cache.view(index)
+                        && let (Some(seen), count) = view.at(first, piece.count)
+                    {
+                        return Some((seen, count));
+                    }
                 }
                 Progress::Waits => {
                     let piece = self.park(piece);
@@ -69,7 +80,7 @@ impl Core {
 
     /// The index of the view of a stretch, of which perhaps nothing is known yet; `None` if there is no room for one.
     fn view_of(&mut self, stretch: u32) -> Option<u32> {
-        if let Some(index) = self.cache.find_view(stretch) {
+        if let Some((index, _)) = self.cache.find_view(stretch) {
             return Some(index);
         }
         let view = Content::View(self.below.unknown());

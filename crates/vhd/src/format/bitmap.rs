@@ -32,20 +32,36 @@ pub fn set_range(map: &mut [u8], first: u32, count: u32) -> bool {
 #[must_use]
 pub fn run(map: &[u8], first: u32, limit: u32) -> (bool, u32) {
     let value = is_set(map, first);
-    let whole = if value { 0xff } else { 0 };
     let mut length = 0;
     while length < limit {
         let bit = first + length;
-        if bit.is_multiple_of(8) && limit - length >= 8 && map.get(bit as usize / 8) == Some(&whole)
-        {
-            length += 8;
-        } else if is_set(map, bit) == value {
-            length += 1;
+        // The bits of `value` become zeros, and those before `bit` go.
+        let word = if value {
+            !word_at(map, bit)
         } else {
+            word_at(map, bit)
+        } << (bit % 8);
+        let alike = word.leading_zeros().min(64 - bit % 8);
+        length += alike;
+        if alike < 64 - bit % 8 {
             break;
         }
     }
-    (value, length)
+    (value, length.min(limit))
+}
+
+/// The 64 bits from that byte on which bit `index` is in; bits past the end count as clear.
+fn word_at(map: &[u8], index: u32) -> u64 {
+    let rest = map.get(index as usize / 8..).unwrap_or_default();
+    match rest.first_chunk() {
+        Some(bytes) => u64::from_be_bytes(*bytes),
+        None => {
+            let bytes = rest.iter().zip((0..8).rev());
+            bytes.fold(0, |word, (byte, place)| {
+                word | u64::from(*byte) << (8 * place)
+            })
+        }
+    }
 }
 
 /// Whether the first `bits` bits are all set.
