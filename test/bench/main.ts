@@ -12,6 +12,7 @@ import { busyShare, describeCommit, describeMachine, keepAwake, watchStolen } fr
 import { digits } from "./markdown.ts";
 import { type Options, parseOptions } from "./options.ts";
 import { plot } from "./plot.ts";
+import { flushCases, probeFlushes } from "./probes/flushes.ts";
 import { probeMemory } from "./probes/memory.ts";
 import { probeChain, probeStarting } from "./probes/starting.ts";
 import { probeSystemCalls, systemCallsCase } from "./probes/system-calls.ts";
@@ -62,8 +63,8 @@ async function bench(options: Options, folder: string, scratch: Scratch): Promis
   say(`${machine.cpu}, ${machine.cores} cores; busy: ${Math.round(100 * busyBefore)} %`);
   say("making the disks");
   const session = new Session(options, folder, scratch.folder, COMMANDS);
-  const counting = options.probes.some(({ name }) => name === "system-calls");
-  await session.prepare([...options.cases, ...(counting ? [systemCallsCase] : [])]);
+  const counting = options.probes.some(({ name }) => name === "system-calls" || name === "flushes");
+  await session.prepare([...options.cases, ...(counting ? [systemCallsCase, ...flushCases] : [])]);
   const stolen = await watchStolen();
   const sleep = await keepAwake();
   const results: CaseResult[] = [];
@@ -106,6 +107,8 @@ function probeGroup(name: ProbeGroup["name"], session: Session, options: Options
       return probeMemory(folder, COMMANDS);
     case "system-calls":
       return probeSystemCalls(session, options.contenders);
+    case "flushes":
+      return probeFlushes(session, options.contenders);
   }
 }
 

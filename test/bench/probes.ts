@@ -6,6 +6,7 @@ export const probeGroups = [
   { name: "chain" },
   { name: "memory" },
   { name: "system-calls" },
+  { name: "flushes" },
 ] as const;
 
 export type ProbeGroup = (typeof probeGroups)[number];
@@ -23,6 +24,8 @@ export interface ProbeKind {
 /** How many disks the process has whose memory is compared with that of a process with one. */
 export const MANY_DISKS = 32;
 export const CHAIN_LENGTH = 30;
+/** Of the writes whose flushes are counted. */
+export const FLUSH_DEPTHS = [1, 32] as const;
 
 const MEMORY = `with ${MANY_DISKS} disks of 10 GiB under load, for each but the first`;
 
@@ -54,6 +57,7 @@ export const probeKinds: readonly ProbeKind[] = [
   systemCalls("nbdkit-file", "nbdkit file"),
   systemCalls("qemu-raw", "qemu-nbd -f raw"),
   systemCalls("blktap", "the original, around the page cache"),
+  ...FLUSH_DEPTHS.map(flushes),
 ];
 
 /** The probe of a contender's system calls has its name. */
@@ -68,5 +72,19 @@ function systemCalls(contender: string, title: string, most?: number): ProbeKind
     title: `system calls for a 4 KiB random read, depth 32: ${title}`,
     unit: "",
     ...(most === undefined ? {} : { most }),
+  };
+}
+
+/** The probe of the flushes at a depth has its name. */
+export function flushesName(depth: number): string {
+  return `flushes-d${depth}`;
+}
+
+function flushes(depth: number): ProbeKind {
+  return {
+    name: flushesName(depth),
+    group: "flushes",
+    title: `fdatasyncs for a 4 KiB write with a flush after each, depth ${depth}: ours over NBD`,
+    unit: "",
   };
 }

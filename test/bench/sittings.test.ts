@@ -64,7 +64,8 @@ test("sittings that have all that runs by default make a complete run", async ()
       .flatMap(({ name, modes }) => modes.map((mode) => result(name, mode, "")));
     await addSitting(file, run("a", results.slice(1)));
     expect((await addSitting(file, run("a", results.slice(0, 1)))).complete).toBe(false);
-    const probes = ["chain-answer", "resident-disk", "system-calls-ours-nbd"].map((name) => ({ name, values: [1] }));
+    const names = ["chain-answer", "resident-disk", "system-calls-ours-nbd", "flushes-d1"];
+    const probes = names.map((name) => ({ name, values: [1] }));
     expect((await addSitting(file, { ...run("a", []), probes })).complete).toBe(true);
   } finally {
     await rm(folder, { recursive: true });
