@@ -145,6 +145,12 @@ export function anonymousBytes(pid: number): number {
   return Number(kib) * 1024;
 }
 
+/** Memory of a process that is in RAM, in which a page that is mapped several times counts once. */
+export function proportionalBytes(pid: number): number {
+  const [, kib] = /^Pss:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/smaps_rollup`, "latin1")) ?? [];
+  return Number(kib) * 1024;
+}
+
 /** From the third field on: the second is a name in parentheses, which may contain anything. */
 function statFields(pid: number): string[] {
   const text = readFileSync(`/proc/${pid}/stat`, "latin1");

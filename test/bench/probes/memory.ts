@@ -7,7 +7,7 @@ import { makeLarge } from "../../support/large-image.ts";
 import { PLAIN } from "../cases.ts";
 import { measure } from "../clients.ts";
 import { MANY_DISKS } from "../probes.ts";
-import { anonymousBytes, residentBytes } from "../processes.ts";
+import { anonymousBytes, proportionalBytes, residentBytes } from "../processes.ts";
 import type { Probe } from "../results.ts";
 import { startTapdisk } from "../services.ts";
 
@@ -23,6 +23,7 @@ const LOAD = { ...PLAIN, name: "memory", title: "memory", pattern: "randread", b
 /** Bytes. */
 interface Memory {
   readonly resident: number;
+  readonly proportional: number;
   readonly anonymous: number;
 }
 
@@ -34,18 +35,22 @@ export async function probeMemory(folder: string, commands: string): Promise<Pro
   }
   const loaded: number[] = [];
   const resident: number[] = [];
+  const proportional: number[] = [];
   const anonymous: number[] = [];
   for (let time = 0; time < TIMES; time++) {
     const one = await underLoad(images.slice(0, 1), commands);
     const many = await underLoad(images, commands);
     loaded.push(one.resident / MIB);
-    resident.push((many.resident - one.resident) / (MANY_DISKS - 1) / MIB);
-    anonymous.push((many.anonymous - one.anonymous) / (MANY_DISKS - 1) / MIB);
+    const perDisk = (what: keyof Memory) => (many[what] - one[what]) / (MANY_DISKS - 1) / MIB;
+    resident.push(perDisk("resident"));
+    proportional.push(perDisk("proportional"));
+    anonymous.push(perDisk("anonymous"));
   }
   await Promise.all(images.map((image) => rm(image)));
   return [
     { name: "resident-loaded", values: loaded },
     { name: "resident-disk", values: resident },
+    { name: "proportional-disk", values: proportional },
     { name: "anonymous-disk", values: anonymous },
   ];
 }
@@ -71,7 +76,11 @@ async function underLoad(images: readonly string[], commands: string): Promise<M
     // Near its end.
     await sleep(800 * LOAD_SECONDS);
     const [pid = 0] = service.pids;
-    const memory = { resident: residentBytes(pid), anonymous: anonymousBytes(pid) };
+    const memory = {
+      resident: residentBytes(pid),
+      proportional: proportionalBytes(pid),
+      anonymous: anonymousBytes(pid),
+    };
     await loading;
     return memory;
   } finally {
