@@ -110,6 +110,36 @@ fn a_long_chain_is_served() {
 }
 
 #[test]
+fn thirty_of_the_largest_images_are_a_chain() {
+    const DEPTH: usize = 30;
+    let image = |index: usize| {
+        let last = index + 1 == DEPTH;
+        let parent = Parent {
+            uuid: uuid(index + 1),
+            locator: (*b"W2ku", images::name(index + 1)),
+        };
+        let blocks = [(1_000_000, u64::MAX)];
+        images::build(
+            &Spec {
+                uuid: uuid(index),
+                size: vhd::MAX_DYNAMIC_SIZE,
+                block_size: 2 << 20,
+                parent: (!last).then_some(parent),
+                blocks: if last { &blocks } else { &[] },
+                fill: |_| 7,
+            },
+            &mut [],
+        )
+    };
+    let mut host = Host::new((0..DEPTH).map(image).collect(), 1024);
+    let info = host.open(Driver::Vhd, false).expect("the chain opens");
+    assert_eq!(info.depth, DEPTH as u32);
+    let sector = 1_000_000 * 4096;
+    assert_eq!(host.request(RequestKind::Read, sector - 1, 2, 0), 0);
+    assert_eq!((host.guest[511], host.guest[512]), (0, 7));
+}
+
+#[test]
 fn a_raw_parent_is_served() {
     let mut file = child(0, b"W2ru", "./raw.img");
     let mut header = Header::decode(&file[512..]).expect("the header is good");

@@ -6,7 +6,8 @@ mod support;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use support::images::uuid;
+use support::Host;
+use support::images::{self, Parent, Spec, uuid};
 use support::sparse::SparseFile;
 use vhd::format::bat;
 use vhd::format::batmap::{self, Batmap};
@@ -14,7 +15,7 @@ use vhd::format::footer::{DiskType, Footer};
 use vhd::format::header::Header;
 use vhd::format::locator::ParentLocator;
 use vhd::record::RequestKind;
-use vhd::{Engine, MAX_DYNAMIC_SIZE};
+use vhd::{Driver, Engine, MAX_DYNAMIC_SIZE};
 
 thread_local! {
     /// Bytes that this thread has allocated and not freed, and the most that it had.
@@ -176,4 +177,40 @@ fn writes_fail_when_no_sector_number_is_left_and_the_image_stays_good() {
         .expect("the image opens again");
     assert_eq!(info.allocated_blocks, good as u32 + 1);
     assert_eq!(info.warnings, Vec::<String>::new());
+}
+
+#[test]
+fn what_is_remembered_of_a_chain_takes_no_more_memory_than_it_may() {
+    const LIMIT: usize = 64 << 10;
+    let block_size = 4096;
+    let blocks: Vec<(u32, u64)> = (0..8192).map(|block| (block, 0b11)).collect();
+    let image = |index: usize| {
+        let spec = Spec {
+            uuid: uuid(index),
+            size: 8192 * u64::from(block_size),
+            block_size,
+            parent: (index == 0).then(|| Parent {
+                uuid: uuid(1),
+                locator: (*b"W2ku", images::name(1)),
+            }),
+            blocks: if index == 0 { &[] } else { &blocks },
+            fill: |_| 1,
+        };
+        images::build(&spec, &mut [])
+    };
+    let mut host = Host::with_cache(vec![image(0), image(1)], 64 << 10, LIMIT);
+    host.open(Driver::Vhd, true).expect("the chain opens");
+    let mut read = |blocks: std::ops::Range<u64>| {
+        for block in blocks {
+            assert_eq!(host.request(RequestKind::Read, block * 8, 8, 0), 0);
+        }
+    };
+    let opened = LIVE.get();
+    read(0..1024);
+    // With the room that queues and the index of the cache keep.
+    let first = LIVE.get() - opened;
+    assert!(first < 2 * LIMIT, "{first} bytes");
+    read(1024..8192);
+    let more = (LIVE.get() - opened).saturating_sub(first);
+    assert!(more < 1024, "{more} bytes more");
 }
