@@ -1,9 +1,13 @@
 //! The attached front ends: their descriptors are waited on here, their sockets read and written, their bells rung.
 
+mod eager;
+mod stream;
+
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
 use std::rc::Rc;
+use std::time::Instant;
 
 use vhd::record::{FRONT_END_CLOSED, FrontEndRequest, Response};
 
@@ -12,6 +16,8 @@ use crate::error::{Error, Result};
 use crate::front_end::{FrontEnd, Transport};
 use crate::pool::Pool;
 use crate::regions::Regions;
+
+use eager::Pace;
 
 /// Vectors that are sent at once at most: what the kernel takes.
 const VECTORS: usize = 1024;
@@ -45,6 +51,8 @@ pub struct FrontEnds {
     closing: Vec<u32>,
     /// The memory that streams share.
     pub pool: Option<Rc<RefCell<Pool>>>,
+    /// Sockets are read and written by calls of our own, not by the back end: see [`FrontEnds::set_eager`].
+    eager: bool,
 }
 
 struct Entry {
@@ -59,6 +67,7 @@ struct Entry {
     counting: bool,
     receiving: bool,
     sending: bool,
+    pace: Pace,
     /// Its socket failed.
     failed: bool,
     closed: bool,
@@ -97,6 +106,7 @@ impl Entry {
             counting: false,
             receiving: false,
             sending: false,
+            pace: Pace::default(),
             failed: false,
             closed: false,
             message: Box::new(Message {
@@ -241,6 +251,7 @@ impl FrontEnds {
             Call::Count => entry.counted(number, result, backend),
             Call::Receive => {
                 entry.receiving = false;
+                entry.pace.received();
                 match entry.front_end.transport() {
                     Transport::Stream(stream) if result >= 0 => {
                         stream.received(result.unsigned_abs() as usize)
@@ -291,15 +302,37 @@ impl FrontEnds {
         !self.ready.is_empty()
     }
 
-    /// Whether a front end has requests that nobody told us of: one whose memory is shared.
+    /// Says whether the owner is going to look for requests by itself for a while ([`FrontEnds::poll`]). Then sockets are read and
+    /// written right here: a call that is over at once costs both ends of the connection far less than one that waits.
+    pub fn set_eager(&mut self, eager: bool) {
+        self.eager = eager;
+    }
+
+    /// Whether a front end has requests that nobody told us of, in memory that it shares with its client or in a socket.
     #[must_use]
-    pub fn poll(&mut self) -> bool {
-        self.make_ready_if(|front_end| front_end.has_requests())
+    pub fn poll(&mut self, now: Instant, backend: &mut dyn Backend) -> bool {
+        for number in 0..self.entries.len() {
+            if let Some(entry) = &mut self.entries[number]
+                && !entry.closed
+                && (entry.front_end.has_requests()
+                    || entry.take_received(number as u32, now, backend))
+            {
+                self.make_ready(number as u32);
+            }
+        }
+        self.is_pending()
     }
 
     /// Has clients tell us of their next requests. Whether a front end has some already.
     #[must_use]
-    pub fn arm(&mut self) -> bool {
+    pub fn arm(&mut self, backend: &mut dyn Backend) -> bool {
+        for (number, entry) in self.entries.iter_mut().enumerate() {
+            if let Some(entry) = entry
+                && !entry.closed
+            {
+                entry.start_receiving(number as u32, backend);
+            }
+        }
         self.make_ready_if(|front_end| front_end.arm())
     }
 
@@ -376,6 +409,7 @@ impl FrontEnds {
             if has_turn {
                 let before = requests.len();
                 entry.front_end.pull(number, requests, limit);
+                entry.pace.pulled(requests.len() - before);
                 if requests[before..]
                     .last()
                     .is_some_and(|request| request.operation == FRONT_END_CLOSED)
@@ -386,7 +420,7 @@ impl FrontEnds {
                     continue;
                 }
             }
-            entry.start(number, backend);
+            entry.start(number, self.eager, backend);
             if has_turn && requests.len() >= limit {
                 interrupted = Some(number);
             } else if !has_turn && limit > 0 {
@@ -415,15 +449,45 @@ impl FrontEnds {
 }
 
 impl Entry {
-    /// Starts to receive and to send, if it may and isn't at it already.
-    fn start(&mut self, number: u32, backend: &mut dyn Backend) {
+    /// Starts to receive and to send, if it may and isn't at it already. An eager one sends what can be sent at once, and leaves
+    /// receiving to [`Entry::take_received`].
+    fn start(&mut self, number: u32, eager: bool, backend: &mut dyn Backend) {
+        let eager = eager && self.pace.is_eager();
+        if !eager {
+            self.start_receiving(number, backend);
+        }
         let Transport::Stream(stream) = self.front_end.transport() else {
             return;
         };
-        if self.failed {
+        while !self.failed && !self.sending {
+            let Message { header, vectors } = &mut *self.message;
+            vectors.clear();
+            stream.send_from(vectors, VECTORS);
+            if vectors.is_empty() {
+                return;
+            }
+            header.msg_iov = vectors.as_mut_ptr();
+            header.msg_iovlen = vectors.len();
+            if eager {
+                // SAFETY: the stream promises that the memory is valid, and the message names nothing else.
+                let result = unsafe { stream::send(self.source.fd, header) };
+                if let Ok(count) = result {
+                    stream.sent(count);
+                    continue;
+                }
+            }
+            self.sending = true;
+            // SAFETY: the stream promises that the memory stays valid until `sent`, the message is boxed and left
+            // alone while `sending`, and the entry is dropped only when it isn't sending.
+            unsafe { backend.send(token(number, Call::Send), self.source, header) };
+        }
+    }
+
+    fn start_receiving(&mut self, number: u32, backend: &mut dyn Backend) {
+        if self.receiving || self.failed {
             return;
         }
-        if !self.receiving
+        if let Transport::Stream(stream) = self.front_end.transport()
             && let Some((buffer, length)) = stream.receive_into()
             && length > 0
         {
@@ -432,19 +496,32 @@ impl Entry {
             // isn't receiving.
             unsafe { backend.receive(token(number, Call::Receive), self.source, buffer, length) };
         }
-        if !self.sending {
-            let Message { header, vectors } = &mut *self.message;
-            vectors.clear();
-            stream.send_from(vectors, VECTORS);
-            if !vectors.is_empty() {
-                header.msg_iov = vectors.as_mut_ptr();
-                header.msg_iovlen = vectors.len();
-                self.sending = true;
-                // SAFETY: the stream promises that the memory stays valid until `sent`, the message is boxed and left
-                // alone while `sending`, and the entry is dropped only when it isn't sending.
-                unsafe { backend.send(token(number, Call::Send), self.source, header) };
-            }
+    }
+
+    /// Receives what has come, when it is time to look. True if there was something. A stream for which nothing comes for long
+    /// is left to the back end.
+    fn take_received(&mut self, number: u32, now: Instant, backend: &mut dyn Backend) -> bool {
+        if self.receiving || self.failed || !self.pace.is_eager() || !self.pace.is_due(now) {
+            return false;
         }
+        let Transport::Stream(stream) = self.front_end.transport() else {
+            return false;
+        };
+        let Some((buffer, length)) = stream.receive_into().filter(|&(_, length)| length > 0) else {
+            return false;
+        };
+        // SAFETY: the stream promises that the memory is valid.
+        if let Ok(count) = unsafe { stream::receive(self.source.fd, buffer, length) } {
+            stream.received(count);
+            self.pace.received();
+            return true;
+        }
+        // Whatever the error is, the back end will meet it as well.
+        self.pace.missed(now);
+        if !self.pace.is_eager() {
+            self.start_receiving(number, backend);
+        }
+        false
     }
 
     fn counted(&mut self, number: u32, result: i32, backend: &mut dyn Backend) {

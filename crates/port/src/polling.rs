@@ -69,6 +69,12 @@ impl Polling {
         }
     }
 
+    /// Whether the next sleep will have a look before it.
+    #[must_use]
+    pub fn looks(&self) -> bool {
+        self.pause == 0 && !self.limit.is_zero()
+    }
+
     /// Whether to look before the next sleep.
     pub fn is_due(&mut self) -> bool {
         if self.pause > 0 {

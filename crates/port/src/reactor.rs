@@ -287,6 +287,8 @@ impl Reactor {
         timeout: Option<Duration>,
     ) -> Result<Turn> {
         let mut batch = Batch::new(memory, self.layout, operations, responses)?;
+        let eager = self.polling.looks();
+        self.front_ends.set_eager(eager);
         for index in 0..responses {
             self.front_ends.push(&batch.response(index));
         }
@@ -302,6 +304,10 @@ impl Reactor {
         if !self.waking {
             self.waking = true;
             self.backend.count(WAKE, self.wake_source());
+        }
+        // There may be no time to look for requests before others have something to report, again and again.
+        if eager && self.front_ends.pool.is_some() {
+            let _ = self.front_ends.poll(Instant::now(), &mut *self.backend);
         }
         self.service(&batch);
         self.wait(&batch, timeout)?;
@@ -322,7 +328,7 @@ impl Reactor {
                         return Ok(());
                     }
                 }
-                if self.front_ends.arm() {
+                if self.front_ends.arm(&mut *self.backend) {
                     self.service(batch);
                     continue;
                 }
@@ -359,7 +365,8 @@ impl Reactor {
                     .map_err(|error| Error::os("the port can't wait", &error))?;
                 self.handle();
             }
-            if self.front_ends.poll() || ready {
+            let now = Instant::now();
+            if self.front_ends.poll(now, &mut *self.backend) || ready {
                 self.service(batch);
                 if self.has_report() {
                     if let Some(look) = look {
@@ -368,7 +375,6 @@ impl Reactor {
                     return Ok(true);
                 }
             }
-            let now = Instant::now();
             let look = look.get_or_insert_with(|| Look::new(now));
             if !self.polling.goes_on(look, now) {
                 return Ok(false);
