@@ -50,7 +50,7 @@ export const allBars: readonly Bar[] = [
   ...atLeast("direct", "ours-nbd", 2, ["blktap"], `${READ}32`, `${WRITE}32`),
   ...atLeast("buffered", "ours-nbd", 1, ["nbdkit-file"], "firstwrite-4k-d32"),
   ...atLeast("direct", "ours-nbd", 5, ["blktap"], "firstwrite-4k-d32"),
-  ...atLeast("buffered", "ours-chain-30", 0.9, ["ours-ring"], `${READ}32`),
+  ...atLeast("buffered", "ours-chain-30", 0.9, ["ours-chain-1"], `${READ}32`),
   ...atLeast("buffered", "ours-nbd", 0.9, ["nbdkit-file"], "read-1m-d4", "write-1m-d4"),
   // The clients leave room on two CPUs.
   { ...manyDisks("cores"), least: 1 },

@@ -14,7 +14,7 @@ export interface ContenderKind {
   /** What it can serve. */
   readonly images: readonly ImageKind[];
   readonly needsBlktap: boolean;
-  /** Images in the chain, if it is more than one. */
+  /** Images in the chain, whose fragments lie in turn in each. One: the same program wrote it, a fragment at a time. */
   readonly chain?: number;
   start(site: Site): Promise<Service>;
 }
@@ -112,10 +112,10 @@ export const contenderKinds: readonly ContenderKind[] = [
     needsBlktap: false,
     start: (site) => startTapdisk(site, "ring"),
   },
-  ...[2, 8, 30].map(
+  ...[1, 2, 8, 30].map(
     (chain): ContenderKind => ({
       name: `ours-chain-${chain}`,
-      title: `ours, ring, chain of ${chain}`,
+      title: chain === 1 ? "ours, ring, one image" : `ours, ring, chain of ${chain}`,
       format: "vhd",
       modes: ["buffered"],
       images: ["filled"],
