@@ -75,7 +75,7 @@ export async function emptyImage(path: string, format: "raw" | "vhd", bytes: num
 
 /** Has the page cache hold all data of a file, and none of its holes, which nobody reads. */
 export async function warm(path: string): Promise<void> {
-  const map = await run({ program: "qemu-img", args: ["map", "-f", "raw", "--output=json", path] });
+  const map = await run({ program: "qemu-img", args: ["map", "--force-share", "-f", "raw", "--output=json", path] });
   const extents = extentsSchema.parse(JSON.parse(map));
   const file = await open(path, "r");
   const buffer = new Uint8Array(4 * MIB);
