@@ -6,6 +6,7 @@ import { digits } from "./markdown.ts";
 import { type CaseResult, type Run, rates } from "./results.ts";
 import { type Spread, spread } from "./statistics.ts";
 
+const HEADLINE = "Operations per second: median of the rounds, and their range";
 const COLUMNS = 2;
 const PANEL = 560;
 const MARGIN = 24;
@@ -52,13 +53,9 @@ export function plot(run: Run): string {
   return [
     `<svg xmlns='http://www.w3.org/2000/svg' width='${width}' height='${height}' viewBox='0 0 ${width} ${height}' ` +
       `font-family='system-ui, sans-serif' font-size='12' fill='${INK}'>`,
+    `<title>${HEADLINE}</title>`,
     `<rect width='100%' height='100%' fill='white'/>`,
-    text(
-      MARGIN,
-      30,
-      "Operations per second: median of the rounds, and their range",
-      "font-size='17' font-weight='600'",
-    ),
+    text(MARGIN, 30, HEADLINE, "font-size='17' font-weight='600'"),
     ...legend.flatMap(([colour, what], index) => {
       const x = MARGIN + index * 130;
       return [`<rect x='${x}' y='45' width='11' height='11' rx='2' fill='${colour}'/>`, text(x + 17, 55, what)];
