@@ -1,7 +1,6 @@
 //! The attached front ends: their descriptors are waited on here, their sockets read and written, their bells rung.
 
 mod eager;
-mod stream;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -16,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::front_end::{FrontEnd, Transport};
 use crate::pool::Pool;
 use crate::regions::Regions;
+use crate::socket;
 
 use eager::Pace;
 
@@ -470,8 +470,9 @@ impl Entry {
             header.msg_iovlen = vectors.len();
             if eager {
                 // SAFETY: the stream promises that the memory is valid, and the message names nothing else.
-                let result = unsafe { stream::send(self.source.fd, header) };
-                if let Ok(count) = result {
+                let result = unsafe { socket::send(self.source.fd, header) };
+                // Whatever the error is, the back end will meet it as well.
+                if let Ok(count) = usize::try_from(result) {
                     stream.sent(count);
                     continue;
                 }
@@ -511,7 +512,8 @@ impl Entry {
             return false;
         };
         // SAFETY: the stream promises that the memory is valid.
-        if let Ok(count) = unsafe { stream::receive(self.source.fd, buffer, length) } {
+        let result = unsafe { socket::receive(self.source.fd, buffer, length) };
+        if let Ok(count) = usize::try_from(result) {
             stream.received(count);
             self.pace.received();
             return true;

@@ -22,6 +22,7 @@ pub mod pool;
 pub mod reactor;
 pub mod regions;
 pub mod ring;
+mod socket;
 
 use std::cell::RefCell;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};

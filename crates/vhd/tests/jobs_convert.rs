@@ -147,11 +147,7 @@ fn new_images_are_complete_or_not_there() {
         outcome.expect("it is converted");
         for failing in 0.. {
             let mut host = Host::new(files.clone(), 64 << 10);
-            let mut count = 0;
-            host.fault = Some(Box::new(move |_| {
-                count += 1;
-                (count - 1 == failing).then_some(-28)
-            }));
+            host.fail_operation(failing, -28);
             match host.run_job(convert(format, Driver::Vhd)) {
                 Ok(_) => break,
                 Err(error) => assert_eq!(error.errno, 28, "{error}"),
@@ -187,11 +183,7 @@ fn filling_survives_power_cuts_and_failures() {
         outcome.expect("it is filled");
         for failing in 0.. {
             let mut host = Host::new(files.clone(), 64 << 10);
-            let mut count = 0;
-            host.fault = Some(Box::new(move |_| {
-                count += 1;
-                (count - 1 == failing).then_some(-5)
-            }));
+            host.fail_operation(failing, -5);
             let outcome = host.run_job(spec.clone());
             assert!(read(&host.files) == disk);
             if outcome.is_ok() {
@@ -316,11 +308,7 @@ fn an_interrupted_resize_is_undone() {
     assert!(host.files[0] == image);
     for failing in 0.. {
         let mut host = with_journal(&broken, &journal);
-        let mut count = 0;
-        host.fault = Some(Box::new(move |_| {
-            count += 1;
-            (count - 1 == failing).then_some(-5)
-        }));
+        host.fail_operation(failing, -5);
         let outcome = host.run_job(revert());
         host.fault = None;
         if outcome.is_ok() {

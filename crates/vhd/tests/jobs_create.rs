@@ -138,11 +138,7 @@ fn explore(make: impl Fn() -> Host, spec: &JobSpec, sectors: u64, expected: &[u8
     for failing in 0.. {
         let mut host = make();
         let before = (host.files.clone(), host.names.clone());
-        let mut count = 0;
-        host.fault = Some(Box::new(move |_| {
-            count += 1;
-            (count - 1 == failing).then_some(-28)
-        }));
+        host.fail_operation(failing, -28);
         match host.run_job(spec.clone()) {
             Ok(_) => break,
             Err(error) => assert_eq!(error.errno, 28, "{error}"),

@@ -107,11 +107,7 @@ fn footers(host: &Host) -> [Footer; 2] {
 fn with_faults(make: impl Fn() -> Host, spec: &JobSpec, mut check: impl FnMut(&mut Host)) {
     for failing in 0.. {
         let mut host = make();
-        let mut count = 0;
-        host.fault = Some(Box::new(move |_| {
-            count += 1;
-            (count - 1 == failing).then_some(-5)
-        }));
+        host.fail_operation(failing, -5);
         let outcome = host.run_job(spec.clone());
         host.fault = None;
         check(&mut host);

@@ -218,11 +218,7 @@ fn failures_leave_the_old_size_or_the_new_one() {
         for sectors in [7 * PER_BLOCK, MANY, 2 * PER_BLOCK + 3] {
             for failing in 0.. {
                 let mut host = Host::new(files.clone(), 64 << 10);
-                let mut count = 0;
-                host.fault = Some(Box::new(move |_| {
-                    count += 1;
-                    (count - 1 == failing).then_some(-5)
-                }));
+                host.fail_operation(failing, -5);
                 let outcome = host.run_job(resize(sectors));
                 host.fault = None;
                 let names = host.names.clone();
@@ -305,11 +301,7 @@ fn an_open_disk_that_fails_to_grow_has_its_old_size() {
     for failing in 0.. {
         let mut host = Host::new(files.clone(), 64 << 10);
         host.open(Driver::Vhd, false).expect("the image opens");
-        let mut count = 0;
-        host.fault = Some(Box::new(move |_| {
-            count += 1;
-            (count - 1 == failing).then_some(-28)
-        }));
+        host.fail_operation(failing, -28);
         let outcome = grow(&mut host, 7 * PER_BLOCK);
         host.fault = None;
         if outcome.is_ok() {

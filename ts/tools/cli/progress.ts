@@ -13,6 +13,16 @@ const PATIENCE_MS = 300;
 /** Over how long the rate is taken. */
 const RATE_WINDOW_MS = 5_000;
 
+/** What all bars look like and do. */
+export const barLook = {
+  barCompleteChar: "=",
+  barIncompleteChar: " ",
+  clearOnComplete: true,
+  hideCursor: null,
+  linewrap: null,
+  gracefulExit: false,
+};
+
 /** The style that fits where messages go: a bar on a terminal, lines elsewhere. */
 export function styleFor(json: boolean, stream: Stream = process.stderr): ProgressStyle {
   if (json) return "json";
@@ -126,12 +136,7 @@ export class ProgressView {
       this.#bar = new SingleBar({
         format: `${estimate.phase} [{bar}] {percentage} %  {text}`,
         barsize: 24,
-        barCompleteChar: "=",
-        barIncompleteChar: " ",
-        clearOnComplete: true,
-        hideCursor: null,
-        linewrap: null,
-        gracefulExit: false,
+        ...barLook,
         stream: process.stderr,
       });
       this.#bar.start(total, done, payload);

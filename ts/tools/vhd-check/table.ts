@@ -2,6 +2,7 @@
 
 import { MultiBar, type SingleBar } from "cli-progress";
 import type { Progress } from "../../engine/engine.ts";
+import { barLook } from "../cli/progress.ts";
 import type { Watcher } from "./pool.ts";
 import type { Result } from "./schema.ts";
 import { verdict } from "./text.ts";
@@ -56,12 +57,7 @@ export class LiveTable implements Watcher {
     this.#table ??= new MultiBar({
       format: "{path} [{bar}] {percentage} % {text}",
       barsize: 20,
-      barCompleteChar: "=",
-      barIncompleteChar: " ",
-      clearOnComplete: true,
-      hideCursor: null,
-      linewrap: null,
-      gracefulExit: false,
+      ...barLook,
       stream: process.stderr,
     });
     if (this.#images > 1) {

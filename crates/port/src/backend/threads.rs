@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::patience::Patience;
 use super::workers::Workers;
 use super::{Backend, Event, FileCall, Source, Token, blocking};
-use crate::error::last_errno;
 use crate::event_fd;
+use crate::socket;
 
 /// Number of the workers' bell among the epoll events.
 const BELL: u64 = u64::MAX;
@@ -121,9 +121,7 @@ impl Watch {
             return;
         };
         // SAFETY: who started the receive vouches for its memory until its event.
-        let result = retry(|| unsafe {
-            libc::recv(self.source.fd, buffer.cast(), length, libc::MSG_DONTWAIT)
-        });
+        let result = unsafe { socket::receive(self.source.fd, buffer, length) };
         if result == -libc::EAGAIN {
             self.readable = false;
         } else {
@@ -136,9 +134,8 @@ impl Watch {
         let Some(Send { token, message }) = self.send else {
             return;
         };
-        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         // SAFETY: who started the send vouches for the message and what it points to until its event.
-        let mut result = retry(|| unsafe { libc::sendmsg(self.source.fd, message, flags) });
+        let mut result = unsafe { socket::send(self.source.fd, message) };
         let full = result == -libc::EAGAIN;
         if full != self.wants_room
             && let Err(error) = self.report_room(epoll, full)
@@ -179,19 +176,6 @@ fn control(epoll: &OwnedFd, operation: i32, fd: RawFd, events: i32, number: u64)
     };
     // SAFETY: epoll_ctl reads the event.
     check(unsafe { libc::epoll_ctl(epoll.as_raw_fd(), operation, fd, &raw mut event) }).map(drop)
-}
-
-fn retry(mut call: impl FnMut() -> isize) -> i32 {
-    loop {
-        let result = call();
-        if result >= 0 {
-            return i32::try_from(result).unwrap_or(i32::MAX);
-        }
-        let error = last_errno();
-        if error != -libc::EINTR {
-            return error;
-        }
-    }
 }
 
 fn is_socket(fd: RawFd) -> bool {

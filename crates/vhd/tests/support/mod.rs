@@ -136,6 +136,15 @@ pub struct Host {
 }
 
 impl Host {
+    /// Lets one operation fail, by its number in the order in which they come, with a negative errno value.
+    pub fn fail_operation(&mut self, failing: usize, result: i32) {
+        let mut count = 0;
+        self.fault = Some(Box::new(move |_| {
+            count += 1;
+            (count - 1 == failing).then_some(result)
+        }));
+    }
+
     pub fn new(files: Vec<Vec<u8>>, guest_bytes: usize) -> Self {
         Self::with_cache(files, guest_bytes, 1 << 20)
     }
