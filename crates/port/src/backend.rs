@@ -120,6 +120,12 @@ pub trait Backend {
     /// `uring` or `threads`.
     fn name(&self) -> &'static str;
 
+    /// Makes a file known of which much will be read and written.
+    fn add_file(&mut self, fd: RawFd);
+
+    /// Forgets a file before its descriptor is closed, whether it was made known or not. No call on it may be in flight.
+    fn remove_file(&mut self, fd: RawFd);
+
     /// Starts a call on a file.
     ///
     /// # Safety

@@ -174,6 +174,12 @@ impl File {
         self.direct.as_ref().map(AsRawFd::as_raw_fd)
     }
 
+    /// The descriptor by which most is read and written.
+    #[must_use]
+    pub fn main(&self) -> RawFd {
+        self.direct().unwrap_or(self.buffered())
+    }
+
     /// Whether direct I/O may have this place in the file.
     #[must_use]
     pub fn place_is_aligned(&self, offset: u64, length: u64) -> bool {
@@ -198,6 +204,13 @@ impl File {
     }
 }
 
+impl Drop for File {
+    fn drop(&mut self) {
+        // The kernel may hold the file open for a moment more, for a call whose end it has told us already.
+        let _ = set_lock(&self.buffered, libc::F_UNLCK, 0, 0);
+    }
+}
+
 fn check(result: i32) -> io::Result<i32> {
     if result < 0 {
         Err(io::Error::last_os_error())
@@ -216,6 +229,15 @@ fn open(name: &CString, flags: i32) -> io::Result<OwnedFd> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Opens the file of a descriptor once more.
+///
+/// # Errors
+///
+/// What `open(2)` says, also because /proc isn't mounted.
+pub(crate) fn reopen(fd: RawFd, flags: i32) -> io::Result<OwnedFd> {
+    open(&CString::new(format!("/proc/self/fd/{fd}"))?, flags)
 }
 
 fn fstat(fd: &OwnedFd) -> io::Result<libc::stat> {
@@ -237,6 +259,10 @@ fn lock(fd: &OwnedFd, wanted: Lock) -> io::Result<()> {
         Lock::Merge => (libc::F_WRLCK, 0, 1),
         Lock::Write => (libc::F_WRLCK, 0, 0),
     };
+    set_lock(fd, kind, start, length)
+}
+
+fn set_lock(fd: &OwnedFd, kind: i32, start: i64, length: i64) -> io::Result<()> {
     // SAFETY: all-zero bytes are a valid `flock`.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
     lock.l_type = kind as libc::c_short;
@@ -264,9 +290,10 @@ fn open_direct(
     status: &libc::stat,
 ) -> Option<OwnedFd> {
     let flags = access | libc::O_DIRECT | libc::O_NOCTTY;
-    let same = CString::new(format!("/proc/self/fd/{}", buffered.as_raw_fd())).ok()?;
     // Where /proc isn't mounted the path must do, if it still leads to the same file.
-    let direct = open(&same, flags).or_else(|_| open(name, flags)).ok()?;
+    let direct = reopen(buffered.as_raw_fd(), flags)
+        .or_else(|_| open(name, flags))
+        .ok()?;
     let other = fstat(&direct).ok()?;
     ((other.st_dev, other.st_ino) == (status.st_dev, status.st_ino)).then_some(direct)
 }

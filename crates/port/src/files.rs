@@ -1,5 +1,6 @@
 //! The open files by their numbers, and who uses them.
 
+use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::file::File;
 
@@ -25,12 +26,12 @@ pub struct Entry {
 }
 
 impl Files {
-    /// Gives a number to a file.
+    /// Gives a number to a file, and makes it known to the back end.
     ///
     /// # Errors
     ///
     /// `EMFILE` when there are no numbers left.
-    pub fn insert(&mut self, file: File) -> Result<u16> {
+    pub fn insert(&mut self, file: File, backend: &mut dyn Backend) -> Result<u16> {
         let free = self
             .slots
             .iter()
@@ -38,6 +39,7 @@ impl Files {
             .unwrap_or(self.slots.len());
         let number = u16::try_from(free)
             .map_err(|_| Error::new(libc::EMFILE, "too many open files in this port"))?;
+        backend.add_file(file.main());
         let entry = Some(Entry {
             file,
             users: 0,
@@ -57,12 +59,12 @@ impl Files {
     /// # Errors
     ///
     /// `EBADF` when no open file has the number.
-    pub fn close(&mut self, number: u32) -> Result<()> {
+    pub fn close(&mut self, number: u32, backend: &mut dyn Backend) -> Result<()> {
         let slot = self.slots.get_mut(number as usize);
         match slot {
             Some(Some(entry)) if !entry.closing => {
                 entry.closing = true;
-                self.sweep(number as usize);
+                self.sweep(number as usize, backend);
                 Ok(())
             }
             _ => Err(Error::new(
@@ -90,16 +92,25 @@ impl Files {
     }
 
     /// Notes that an operation no longer uses the file.
-    pub fn release(&mut self, number: u16) {
+    pub fn release(&mut self, number: u16, backend: &mut dyn Backend) {
         if let Some(entry) = self.entry(number) {
             entry.users -= 1;
-            self.sweep(usize::from(number));
+            self.sweep(usize::from(number), backend);
         }
     }
 
-    fn sweep(&mut self, index: usize) {
-        if let Some(slot) = self.slots.get_mut(index) {
-            slot.take_if(|entry| entry.closing && entry.users == 0);
+    /// Closes all files. No operation may use them any more.
+    pub fn clear(&mut self, backend: &mut dyn Backend) {
+        for entry in self.slots.drain(..).flatten() {
+            backend.remove_file(entry.file.main());
+        }
+    }
+
+    fn sweep(&mut self, index: usize, backend: &mut dyn Backend) {
+        if let Some(slot) = self.slots.get_mut(index)
+            && let Some(entry) = slot.take_if(|entry| entry.closing && entry.users == 0)
+        {
+            backend.remove_file(entry.file.main());
         }
     }
 }

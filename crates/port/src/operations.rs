@@ -153,7 +153,7 @@ impl Operations {
             return self.finished(op.id, -libc::EBADF);
         }
         if op.kind == OpKind::CopyRange && !self.files.hold(op.source_file) {
-            self.files.release(op.file);
+            self.files.release(op.file, context.backend);
             return self.finished(op.id, -libc::EBADF);
         }
         match self.prepare(op, batch, context.regions) {
@@ -162,7 +162,7 @@ impl Operations {
                 self.admit(slot, context.backend);
             }
             Err(result) => {
-                self.release_files(&op);
+                self.release_files(&op, context.backend);
                 self.finished(op.id, result);
             }
         }
@@ -529,17 +529,17 @@ impl Operations {
         if parked {
             self.unpark(op.file, context.backend);
         }
-        self.release_files(&op);
+        self.release_files(&op, context.backend);
         self.done.push_back(Done {
             completion: Completion { id: op.id, result },
             read,
         });
     }
 
-    fn release_files(&mut self, op: &Op) {
-        self.files.release(op.file);
+    fn release_files(&mut self, op: &Op, backend: &mut dyn Backend) {
+        self.files.release(op.file, backend);
         if op.kind == OpKind::CopyRange {
-            self.files.release(op.source_file);
+            self.files.release(op.source_file, backend);
         }
     }
 }

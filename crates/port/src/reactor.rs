@@ -163,7 +163,8 @@ impl Reactor {
     ///
     /// Those of [`File::open`], and `EMFILE`.
     pub fn open_file(&mut self, path: &str, options: OpenOptions) -> Result<(u16, &File)> {
-        let number = self.operations.files.insert(File::open(path, options)?)?;
+        let file = File::open(path, options)?;
+        let number = self.operations.files.insert(file, &mut *self.backend)?;
         match self.operations.files.entry(number) {
             Some(entry) => Ok((number, &entry.file)),
             None => Err(Error::new(libc::EBADF, "no such file")),
@@ -176,7 +177,7 @@ impl Reactor {
     ///
     /// `EBADF` when no open file has the number.
     pub fn close_file(&mut self, number: u32) -> Result<()> {
-        self.operations.files.close(number)
+        self.operations.files.close(number, &mut *self.backend)
     }
 
     /// Attaches a shared ring; takes the descriptors. Returns the front end's number.
@@ -474,7 +475,9 @@ impl Reactor {
 
 impl Drop for Reactor {
     fn drop(&mut self) {
-        if !self.drain() {
+        if self.drain() {
+            self.operations.files.clear(&mut *self.backend);
+        } else {
             // The kernel may still use this memory: it must never be freed.
             std::mem::forget(std::mem::take(&mut self.front_ends));
             std::mem::forget(std::mem::take(&mut self.operations));

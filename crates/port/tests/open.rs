@@ -3,8 +3,10 @@
 mod common;
 
 use std::ffi::CString;
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
-use common::{DIRECT, Host, READ_WRITE, TempFile, on_both, op, read, write};
+use common::{DIRECT, Host, READ_WRITE, Random, TempFile, on_both, op, read, write};
 use port::file::{File, Lock, OpenOptions};
 use port::reactor::BackendKind;
 use vhd::record::OpKind;
@@ -23,6 +25,8 @@ on_both! {
     a_full_disk
     a_size_limit
     files_have_numbers
+    closed_files_are_let_go
+    more_files_than_are_registered
     direct_where_there_is_none
 }
 
@@ -272,6 +276,99 @@ fn files_have_numbers(backend: BackendKind) {
         host.reactor.close_file(1 << 20).unwrap_err().errno(),
         libc::EBADF
     );
+}
+
+/// Whether nobody but the holder of this descriptor has its file open.
+fn is_alone(file: &std::fs::File) -> bool {
+    // SAFETY: F_SETLEASE takes no pointer.
+    let lease = |kind: i32| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) };
+    let alone = lease(libc::F_WRLCK) == 0;
+    if alone {
+        assert_eq!(lease(libc::F_UNLCK), 0);
+    }
+    alone
+}
+
+/// In a loop that is longer than any table of files.
+fn closed_files_are_let_go(backend: BackendKind) {
+    let file = TempFile::with(&[0; 8192]);
+    let probe = std::fs::File::options()
+        .write(true)
+        .open(file.path())
+        .unwrap();
+    let (mut one, mut other) = (Host::new(backend), Host::new(backend));
+    for round in 0..600u32 {
+        let options = OpenOptions {
+            direct: round % 2 == 1,
+            ..LOCKED
+        };
+        let number = one.open(file.path(), options);
+        assert!(!is_alone(&probe));
+        one.staging(0, 4096).fill(round as u8);
+        assert_eq!(one.run_one(write(number, 0, 4096, 0, 0)), 4096);
+        // Closed before the sync is over.
+        let sync = op(OpKind::Sync, number, 0, 0);
+        let mut turn = one.turn(&[sync], &[], Some(Duration::ZERO));
+        one.reactor.close_file(number.into()).unwrap();
+        if turn.completions == 0 {
+            turn = one.turn(&[], &[], Some(Duration::from_secs(20)));
+        }
+        assert_eq!(turn.completions, 1);
+        let number = other.open(file.path(), options);
+        assert_eq!(other.run_one(read(number, 0, 4096, 0, 0)), 4096, "{round}");
+        assert_eq!(other.staging(0, 4096), [round as u8; 4096]);
+        other.reactor.close_file(number.into()).unwrap();
+        // The kernel has the file open for the sync until it comes to tidy up, which is when it is called again.
+        let end = Instant::now() + Duration::from_secs(20);
+        while !is_alone(&probe) {
+            assert!(Instant::now() < end, "{round}");
+            one.turn(&[], &[], Some(Duration::from_millis(1)));
+        }
+    }
+    one.open(file.path(), LOCKED);
+    drop(one);
+    assert!(is_alone(&probe));
+}
+
+fn more_files_than_are_registered(backend: BackendKind) {
+    const FILES: usize = 300;
+    let files: Vec<_> = (0..2 * FILES)
+        .map(|index| TempFile::with(&(index as u32).to_le_bytes()))
+        .collect();
+    let mut host = Host::new(backend);
+    let mut open: Vec<(u16, usize)> = (0..FILES)
+        .map(|index| (host.open(files[index].path(), READ_WRITE), index))
+        .collect();
+    let mut random = Random(3);
+    for round in 0..4 {
+        let ops: Vec<_> = open
+            .iter()
+            .zip(0..)
+            .map(|((number, _), index)| read(*number, 0, 4, 0, 4 * index))
+            .collect();
+        assert_eq!(host.run(&ops), [4; FILES]);
+        for ((_, content), index) in open.iter().zip(0..) {
+            let expected = (*content as u32).to_le_bytes();
+            assert_eq!(host.staging(4 * index, 4), expected, "round {round}");
+        }
+        // Some are closed in any order, and others come in their place, not all with their descriptors.
+        let mut contents = Vec::new();
+        for _ in 0..FILES / 2 {
+            let (number, content) = open.swap_remove(random.below(open.len() as u64) as usize);
+            host.reactor.close_file(number.into()).unwrap();
+            contents.push((content + FILES) % (2 * FILES));
+        }
+        let mut taken: Vec<_> = (0..FILES / 4)
+            .map(|_| std::fs::File::open("/dev/null").unwrap())
+            .collect();
+        for (index, content) in contents.into_iter().enumerate() {
+            if index == FILES / 4 {
+                taken.clear();
+            }
+            let number = host.open(files[content].path(), READ_WRITE);
+            open.push((number, content));
+        }
+    }
 }
 
 /// Whether or not the file system has direct I/O, operations work.

@@ -4,6 +4,8 @@
 //! It needs Linux 6.1, for completions that are processed only when the owner asks for them; older kernels get the
 //! thread-pool back end.
 
+mod registered;
+
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::atomic::AtomicU64;
@@ -13,6 +15,7 @@ use io_uring::squeue::{Entry, Flags};
 use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode};
 
+use self::registered::Registered;
 use super::patience::Patience;
 use super::workers::Workers;
 use super::{Backend, Event, FileCall, NO_TOKEN, Source, Token, blocking};
@@ -31,6 +34,7 @@ const WORKERS: usize = 4;
 /// See the module's comment.
 pub struct Uring {
     ring: IoUring,
+    registered: Registered,
     /// Events of calls that were over at once.
     ready: Vec<Event>,
     patience: Patience,
@@ -84,6 +88,7 @@ impl Uring {
             return Err(io::Error::from_raw_os_error(libc::ENOSYS));
         }
         Ok(Self {
+            registered: Registered::new(&ring),
             ring,
             ready: Vec::with_capacity(256),
             patience: Patience::default(),
@@ -185,6 +190,14 @@ impl Backend for Uring {
         "uring"
     }
 
+    fn add_file(&mut self, fd: RawFd) {
+        self.registered.add(&self.ring, fd);
+    }
+
+    fn remove_file(&mut self, fd: RawFd) {
+        self.registered.remove(&self.ring, fd);
+    }
+
     unsafe fn file(&mut self, token: Token, call: FileCall) {
         // SAFETY: the caller vouches for the memory.
         if let Some(result) = unsafe { self.patience.write(&call) } {
@@ -197,18 +210,26 @@ impl Backend for Uring {
                 length,
                 offset,
                 ..
-            } => opcode::Read::new(Fd(fd), buffer, clamp(length))
-                .offset(offset)
-                .build(),
+            } => {
+                let (file, flags) = self.registered.name(fd);
+                opcode::Read::new(file, buffer, clamp(length))
+                    .offset(offset)
+                    .build()
+                    .flags(flags)
+            }
             FileCall::Write {
                 fd,
                 buffer,
                 length,
                 offset,
                 ..
-            } => opcode::Write::new(Fd(fd), buffer, clamp(length))
-                .offset(offset)
-                .build(),
+            } => {
+                let (file, flags) = self.registered.name(fd);
+                opcode::Write::new(file, buffer, clamp(length))
+                    .offset(offset)
+                    .build()
+                    .flags(flags)
+            }
             FileCall::Allocate {
                 fd,
                 mode,
