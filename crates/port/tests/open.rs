@@ -3,8 +3,9 @@
 mod common;
 
 use std::ffi::CString;
+use std::fs::FileTimes;
 use std::os::fd::AsRawFd;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use common::{DIRECT, Host, READ_WRITE, Random, TempFile, on_both, op, read, write};
 use port::file::{File, Lock, OpenOptions};
@@ -28,6 +29,7 @@ on_both! {
     closed_files_are_let_go
     more_files_than_are_registered
     direct_where_there_is_none
+    reads_leave_the_access_time
 }
 
 fn errno(path: &str, options: OpenOptions) -> i32 {
@@ -391,5 +393,21 @@ fn direct_where_there_is_none(backend: BackendKind) {
         if folder == "/dev/shm" {
             std::fs::remove_file(path).unwrap();
         }
+    }
+}
+
+fn reads_leave_the_access_time(backend: BackendKind) {
+    let file = TempFile::with(&[1; 8192]);
+    let long_ago = UNIX_EPOCH + Duration::from_secs(1_000_000);
+    let times = FileTimes::new().set_accessed(long_ago);
+    std::fs::File::open(file.path())
+        .and_then(|open| open.set_times(times))
+        .unwrap();
+    for options in [READ_WRITE, DIRECT] {
+        let mut host = Host::new(backend);
+        let number = host.open(file.path(), options);
+        assert_eq!(host.run_one(read(number, 0, 4096, 0, 0)), 4096);
+        let accessed = std::fs::metadata(file.path()).unwrap().accessed().unwrap();
+        assert_eq!(accessed, long_ago);
     }
 }

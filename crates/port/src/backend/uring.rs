@@ -200,7 +200,12 @@ impl Backend for Uring {
 
     unsafe fn file(&mut self, token: Token, call: FileCall) {
         // SAFETY: the caller vouches for the memory.
-        if let Some(result) = unsafe { self.patience.write(&call) } {
+        let at_once = unsafe {
+            self.patience
+                .write(&call)
+                .or_else(|| self.patience.read(&call))
+        };
+        if let Some(result) = at_once {
             return self.ready.push(Event { token, result });
         }
         let entry = match call {
@@ -305,6 +310,7 @@ impl Backend for Uring {
     }
 
     fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
+        self.patience.end_batch();
         events.append(&mut self.ready);
         let idle = events.is_empty() && self.ring.completion().is_empty();
         let result = match timeout {

@@ -95,8 +95,6 @@ fn open_again(fd: RawFd) -> io::Result<OwnedFd> {
     if flags < 0 {
         return Err(io::Error::last_os_error());
     }
-    reopen(
-        fd,
-        (flags & (libc::O_ACCMODE | libc::O_DIRECT)) | libc::O_NOCTTY,
-    )
+    let kept = libc::O_ACCMODE | libc::O_DIRECT | libc::O_NOATIME;
+    reopen(fd, (flags & kept) | libc::O_NOCTTY)
 }
