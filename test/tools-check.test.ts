@@ -11,7 +11,7 @@ import { JobRunner } from "../ts/host/job-runner.ts";
 import { portModule } from "../ts/tapdisk/port.ts";
 import { checkReportSchema } from "../ts/tools/vhd-check/schema.ts";
 import { scattered } from "./support/chains.ts";
-import { expectSame, MIB, pattern } from "./support/data.ts";
+import { expectSame, MIB, pattern, randomNumbers } from "./support/data.ts";
 import { createWithFatTools } from "./support/fattools.ts";
 import { contentWith, createWithQemu, makeWithQemu, readWithQemu, writeThrough } from "./support/images.ts";
 import { LARGEST, makeLarge } from "./support/large-image.ts";
@@ -150,6 +150,36 @@ describe("what is wrong", () => {
     const again = await checkWith("--repair", "--undo-file", undo, path);
     expect(again).toMatchObject({ status: 8, stderr: expect.stringContaining("earlier repair") });
     expect((await checkWith("--undo", undo, path)).stderr).toContain("changed since the repair");
+  });
+
+  test("is mended and can be taken back, however often that was killed", { timeout: 120_000 }, async () => {
+    const path = await image();
+    const content = await readWithQemu(path);
+    damage(path, -512, Buffer.alloc(512, 7));
+    const broken = readFileSync(path);
+    const undo = `${path}.undo`;
+    const random = randomNumbers(11);
+    const killed = { before: 0, begun: 0 };
+    for (let round = 0; round < 12; round++) {
+      writeFileSync(path, broken);
+      const running = new RunningProgram(vhdCheck, ["--repair", path]);
+      // From when it may have begun on: the moment of the kill is anywhere in what follows.
+      const watch = setInterval(() => existsSync(undo) && random(2) === 0 && running.signal("SIGKILL"), 0);
+      const timer = setTimeout(() => running.signal("SIGKILL"), round % 3 === 0 ? random(150) : 20_000);
+      await running.outcome(60).finally(() => {
+        clearInterval(watch);
+        clearTimeout(timer);
+      });
+      killed[existsSync(undo) ? "begun" : "before"]++;
+      const again = await checkWith("--repair", path);
+      expect([0, 1]).toContain(again.status);
+      expectSame(await readWithQemu(path), content, `after round ${round}`);
+      expect((await codesOf("--data", path)).status).toBe(0);
+      expect((await checkWith("--undo", undo)).status).toBe(0);
+      expect(readFileSync(path).equals(broken)).toBe(true);
+      expect(existsSync(undo)).toBe(false);
+    }
+    expect(killed.begun).toBeGreaterThan(0);
   });
 
   test("that can't be mended is left with a reason", async () => {
