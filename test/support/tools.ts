@@ -49,6 +49,17 @@ export function vhdUtilIn(folder: string): (...args: string[]) => ToolResult {
   return (...args) => runIn(folder, builtCommand("vhd-util"), args);
 }
 
+/** What gives a disk these bytes, a part at a time. */
+export function filler(data: Uint8Array): (bytes: Uint8Array) => Promise<number> {
+  let done = 0;
+  return async (bytes) => {
+    const part = data.subarray(done, done + bytes.length);
+    bytes.set(part);
+    done += part.length;
+    return part.length;
+  };
+}
+
 /** Writes whole sectors to a disk. */
 export async function writeDisk(
   path: string,
@@ -57,14 +68,7 @@ export async function writeDisk(
 ): Promise<void> {
   const disk = new DiskIo(loadEngineModule(), portModule().Port, { driver, path, access: "write" });
   for (const { offset, data } of extents) {
-    let done = 0;
-    const fill = async (bytes: Uint8Array) => {
-      const part = data.subarray(done, done + bytes.length);
-      bytes.set(part);
-      done += part.length;
-      return part.length;
-    };
-    await disk.write(offset / SECTOR, data.length / SECTOR, fill, false);
+    await disk.write(offset / SECTOR, data.length / SECTOR, filler(data), false);
   }
   disk.close();
 }

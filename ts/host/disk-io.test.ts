@@ -3,6 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import * as z from "zod";
+import { filler } from "../../test/support/tools.ts";
 import { loadEngineModule } from "../engine/load-node.ts";
 import { portModule } from "../tapdisk/port.ts";
 import { CHUNK_SECTORS, DiskIo, type DiskSpec } from "./disk-io.ts";
@@ -44,14 +45,7 @@ describe("the data of a disk", () => {
     const data = sample(SIZE / 2);
     const disk = open();
     expect(disk.disk.sectors).toBe(SIZE / SECTOR);
-    let done = 0;
-    const fill = async (bytes: Uint8Array) => {
-      const part = data.subarray(done, done + bytes.length);
-      bytes.set(part);
-      done += part.length;
-      return part.length;
-    };
-    expect(await disk.write(3, SIZE / SECTOR - 3, fill, true)).toBe(data.length);
+    expect(await disk.write(3, SIZE / SECTOR - 3, filler(data), true)).toBe(data.length);
     disk.close();
     const again = open({ access: "read" });
     expect((await read(again, 3, data.length / SECTOR)).equals(data)).toBe(true);

@@ -8,8 +8,8 @@ export type ProgressStyle = "bar" | "lines" | "json" | "none";
 /** Between two lines, or events. */
 const LINE_INTERVAL_MS = 10_000;
 const EVENT_INTERVAL_MS = 500;
-/** A job that is over sooner shows nothing. */
-const PATIENCE_MS = 300;
+/** What is over sooner shows nothing. */
+export const PATIENCE_MS = 300;
 /** Over how long the rate is taken. */
 const RATE_WINDOW_MS = 5_000;
 

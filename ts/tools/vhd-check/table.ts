@@ -2,15 +2,13 @@
 
 import { MultiBar, type SingleBar } from "cli-progress";
 import type { Progress } from "../../engine/engine.ts";
-import { barLook } from "../cli/progress.ts";
+import { barLook, PATIENCE_MS } from "../cli/progress.ts";
 import type { Watcher } from "./pool.ts";
 import type { Result } from "./schema.ts";
 import { verdict } from "./text.ts";
 
 /** Letters of a path that are shown. */
 const PATH_WIDTH = 40;
-/** A check that is over sooner shows nothing. */
-const PATIENCE_MS = 300;
 
 function shortened(path: string): string {
   return path.length <= PATH_WIDTH ? path.padEnd(PATH_WIDTH) : `…${path.slice(1 - PATH_WIDTH)}`;
