@@ -6,8 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use load::{Result, during, fail};
+
 use crate::ring::{Counts, ENTRIES, GuestRing, Request, Response, status};
-use crate::{Result, during, fail};
 
 const MAGIC: &[u8; 8] = b"TAPRING1";
 const VERSION: u32 = 1;

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
+use load::{Options, seconds};
 use ring_client::client::Connect;
 use ring_client::{bench, malformed, verify};
 
@@ -53,30 +54,8 @@ enum Command {
         /// The socket of another disk that gets the same load at the same time; once for each.
         #[arg(long)]
         beside: Vec<PathBuf>,
-        /// What to do.
-        #[arg(long)]
-        rw: Rw,
-        /// Bytes of an access; more than 44 KiB become several requests.
-        #[arg(long, default_value_t = 4096)]
-        bs: u64,
-        /// Accesses in flight.
-        #[arg(long, default_value_t = 32)]
-        depth: u32,
-        /// For how long.
-        #[arg(long, default_value_t = 5.0)]
-        seconds: f64,
-        /// Use only so many bytes from the start of the disk; 0: all.
-        #[arg(long, default_value_t = 0)]
-        span: u64,
-        /// Begin accesses at multiples of so many bytes; 0: of their size.
-        #[arg(long, default_value_t = 0)]
-        align: u64,
-        /// Equal seeds make equal accesses.
-        #[arg(long, default_value_t = 1)]
-        seed: u64,
-        /// Look for responses for so many microseconds before sleeping, as a guest does whose idle loop polls.
-        #[arg(long, default_value_t = 0)]
-        poll_us: u64,
+        #[command(flatten)]
+        options: Options,
     },
 }
 
@@ -85,20 +64,12 @@ struct Common {
     /// The Unix socket on which tapdisk takes rings.
     #[arg(long)]
     socket: PathBuf,
-    /// Fail when it takes longer, in seconds; a benchmark has its own time on top.
-    #[arg(long, default_value_t = 120.0)]
-    timeout: f64,
+    /// Fail when it takes longer; a benchmark has its own time on top.
+    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
+    timeout: Duration,
     /// What the ring's indexes begin with; 4294967280 makes them wrap around soon.
     #[arg(long, default_value_t = 0)]
     start_index: u32,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Rw {
-    Randread,
-    Randwrite,
-    Read,
-    Write,
 }
 
 fn main() -> ExitCode {
@@ -120,55 +91,22 @@ fn main() -> ExitCode {
                 writes,
                 flush_every,
             };
-            common
-                .connect(0.0)
-                .and_then(|connect| verify::run(&connect, &options))
-                .map(|_| ())
+            verify::run(&common.connect(Duration::ZERO), &options).map(|_| ())
         }
-        Command::Malformed { common } => common
-            .connect(0.0)
-            .and_then(|connect| malformed::run(&connect))
-            .map(|count| {
+        Command::Malformed { common } => {
+            malformed::run(&common.connect(Duration::ZERO)).map(|count| {
                 println!("{count} malformed requests were refused, and the ring still works")
-            }),
+            })
+        }
         Command::Bench {
             common,
             beside,
-            rw,
-            bs,
-            depth,
-            seconds,
-            span,
-            align,
-            seed,
-            poll_us,
+            options,
         } => {
-            let pattern = match rw {
-                Rw::Randread | Rw::Randwrite => bench::Pattern::Random,
-                Rw::Read | Rw::Write => bench::Pattern::Sequential,
-            };
-            let write = matches!(rw, Rw::Randwrite | Rw::Write);
-            duration(seconds)
-                .and_then(|time| {
-                    let options = bench::Options {
-                        pattern,
-                        write,
-                        bs,
-                        depth,
-                        time,
-                        span,
-                        align,
-                        seed,
-                        poll: Duration::from_micros(poll_us),
-                    };
-                    let first = common.connect(seconds)?;
-                    let others = beside.iter().map(|socket| Connect { socket, ..first });
-                    bench::run(
-                        &std::iter::once(first).chain(others).collect::<Vec<_>>(),
-                        &options,
-                    )
-                })
-                .map(|line| println!("{line}"))
+            let first = common.connect(options.time);
+            let others = beside.iter().map(|socket| Connect { socket, ..first });
+            let rings: Vec<_> = std::iter::once(first).chain(others).collect();
+            bench::run(&rings, &options).map(|line| println!("{line}"))
         }
     };
     match outcome {
@@ -180,18 +118,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn duration(seconds: f64) -> ring_client::Result<Duration> {
-    Duration::try_from_secs_f64(seconds)
-        .map_err(|error| ring_client::Failure(format!("{seconds} seconds: {error}")))
-}
-
 impl Common {
-    fn connect(&self, extra_seconds: f64) -> ring_client::Result<Connect<'_>> {
-        let timeout = duration(self.timeout + extra_seconds)?;
-        Ok(Connect {
+    fn connect(&self, extra: Duration) -> Connect<'_> {
+        Connect {
             socket: &self.socket,
             start_index: self.start_index,
-            timeout,
-        })
+            timeout: self.timeout.saturating_add(extra),
+        }
     }
 }

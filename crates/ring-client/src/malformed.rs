@@ -1,8 +1,9 @@
 //! Requests that no honest guest sends: each must be answered with an error, change nothing, and leave the ring working.
 
+use load::{Failure, Result, during, fail};
+
 use crate::client::{Client, Connect};
 use crate::ring::{Bounds, ENTRIES, Request, SECTOR, SEGMENTS, operation, status};
-use crate::{Failure, Result, during, fail};
 
 /// Sends them all. Returns their number.
 ///

@@ -4,13 +4,13 @@
 //! overlap when one of them writes, so that the model is always right. Everything around a segment in its page is filled with
 //! noise before and looked at afterwards: nothing but the segment may be read into, and nothing but the segment may reach the disk.
 
+use load::{Random, Result, during, fail};
+
 use crate::client::{Client, Connect, describe};
-use crate::random::Random;
 use crate::ring::{
     Bounds, ENTRIES, PAGE_SECTORS, REQUEST_BYTES, Request, Response, SECTOR, SEGMENTS, operation,
     status,
 };
-use crate::{Result, during, fail};
 
 /// What to do.
 #[derive(Clone, Copy, Debug)]

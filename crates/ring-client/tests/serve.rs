@@ -8,6 +8,7 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use load::{Options, Rw};
 use port::front_end::{FrontEnd, Transport};
 use port::ring::{Ring, receive_ring};
 use ring_client::client::Connect;
@@ -194,23 +195,22 @@ fn malformed_requests() {
 
 #[test]
 fn benchmarks() {
-    for (name, pattern, write, bs, depth) in [
-        ("b1", bench::Pattern::Random, false, 4096, 32),
-        ("b2", bench::Pattern::Sequential, true, 1 << 20, 3),
-        ("b3", bench::Pattern::Random, true, 44 << 10, 64),
+    for (name, rw, bs, depth) in [
+        ("b1", Rw::Randread, 4096, 32),
+        ("b2", Rw::Write, 1 << 20, 3),
+        ("b3", Rw::Randwrite, 44 << 10, 64),
     ] {
         let (socket, server) = serve(name, true, false);
         let time = Duration::from_millis(200);
-        let options = bench::Options {
-            pattern,
-            write,
+        let options = Options {
+            rw,
             bs,
             depth,
             time,
             span: 0,
-            align: if write { 0 } else { 12288 },
+            align: if rw.is_write() { 0 } else { 12288 },
             seed: 1,
-            poll: Duration::from_micros(if write { 50 } else { 0 }),
+            poll: Duration::from_micros(if rw.is_write() { 50 } else { 0 }),
         };
         let line = bench::run(&[connect(&socket, 0)], &options).unwrap();
         println!("{line}");
@@ -221,9 +221,8 @@ fn benchmarks() {
 
 #[test]
 fn several_disks_at_once() {
-    let options = bench::Options {
-        pattern: bench::Pattern::Random,
-        write: false,
+    let options = Options {
+        rw: Rw::Randread,
         bs: 4096,
         depth: 4,
         time: Duration::from_millis(200),
@@ -257,9 +256,8 @@ fn several_disks_at_once() {
 #[test]
 fn accesses_do_not_overlap() {
     let (socket, server) = serve("align", false, false);
-    let options = bench::Options {
-        pattern: bench::Pattern::Random,
-        write: false,
+    let options = Options {
+        rw: Rw::Randread,
         bs: 8192,
         depth: 1,
         time: Duration::ZERO,

@@ -5,16 +5,17 @@ use std::time::Duration;
 /// Buckets of one power of two.
 const STEPS: u32 = 32;
 
+/// Latencies that were counted.
 #[derive(Debug)]
-pub(crate) struct Histogram {
+pub struct Histogram {
     buckets: Vec<u64>,
     count: u64,
     total: u128,
     max: u64,
 }
 
-impl Histogram {
-    pub(crate) fn new() -> Self {
+impl Default for Histogram {
+    fn default() -> Self {
         Self {
             buckets: vec![0; 64 * STEPS as usize],
             count: 0,
@@ -22,8 +23,11 @@ impl Histogram {
             max: 0,
         }
     }
+}
 
-    pub(crate) fn add(&mut self, latency: Duration) {
+impl Histogram {
+    /// Counts one.
+    pub fn add(&mut self, latency: Duration) {
         let nanoseconds = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
         self.buckets[Self::bucket(nanoseconds)] += 1;
         self.count += 1;
@@ -109,8 +113,8 @@ mod tests {
 
     #[test]
     fn two_are_as_good_as_one() {
-        let mut all = Histogram::new();
-        let mut halves = [Histogram::new(), Histogram::new()];
+        let mut all = Histogram::default();
+        let mut halves = [Histogram::default(), Histogram::default()];
         for microseconds in 1..=1000 {
             all.add(Duration::from_micros(microseconds));
             halves[usize::from(microseconds > 300)].add(Duration::from_micros(microseconds));
@@ -124,7 +128,7 @@ mod tests {
 
     #[test]
     fn percentiles_of_known_values() {
-        let mut histogram = Histogram::new();
+        let mut histogram = Histogram::default();
         (1..=1000).for_each(|microseconds| histogram.add(Duration::from_micros(microseconds)));
         for permille in [1, 500, 990, 1000] {
             let value = histogram.permille(permille);
