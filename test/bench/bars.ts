@@ -65,6 +65,7 @@ export const allBars: readonly Bar[] = [
       most: 0.8,
     }),
   ),
+  ...atLeast("direct", "ours-chain-30", 0.9, ["ours-chain-1"], `${READ}32`),
 ];
 
 const figures: Readonly<Record<Figure, (measurement: Measurement) => number>> = {

@@ -2,7 +2,7 @@
 
 import type { CacheMode } from "./results.ts";
 
-/** What fio and ring-client call it. */
+/** What all clients call it. */
 export type Pattern = "randread" | "randwrite" | "read" | "write" | "trim";
 
 /**
@@ -21,6 +21,8 @@ export interface Case {
   readonly image: ImageKind;
   /** How many disks are under this load at once. */
   readonly disks: number;
+  /** Who puts the load on NBD disks: nbd-load, or fio, whose client takes more CPU time than most servers. */
+  readonly client: "lean" | "fio";
   /** A flush follows every write. */
   readonly flushEach: boolean;
   /** Other clients come and go meanwhile. */
@@ -38,6 +40,7 @@ const BOTH: readonly CacheMode[] = ["buffered", "direct"];
 export const PLAIN = {
   image: "filled",
   disks: 1,
+  client: "lean",
   flushEach: false,
   visited: false,
   modes: BOTH,
@@ -113,6 +116,17 @@ const randomCases = [4 * KIB, 64 * KIB].flatMap((bytes) =>
   ),
 );
 
+/** The same with the client that people know. */
+function byFio(one: Case): Case {
+  return {
+    ...one,
+    name: `${one.name}-fio`,
+    title: `${one.title}, by fio's NBD client`,
+    client: "fio",
+    modes: ["buffered"],
+  };
+}
+
 /** How many clients come and go in a second where a case wants that. */
 export const VISITS_PER_SECOND = 200;
 
@@ -121,6 +135,7 @@ export const VISITED = { quiet: "randread-4k-d32", visited: "randread-4k-d32-vis
 
 export const allCases: readonly Case[] = [
   ...randomCases,
+  ...randomCases.filter(({ core }) => core).map(byFio),
   sequential("read"),
   sequential("write"),
   {

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { parseFioReport, parseRingReport } from "./clients.ts";
+import { parseFioReport, parseOurReport } from "./clients.ts";
 
 const idle = { total_ios: 0, runtime: 0, clat_ns: {} };
 
@@ -27,14 +27,12 @@ test("a job that failed or did nothing has no figures", () => {
   expect(() => parseFioReport("fio: no such engine")).toThrow();
 });
 
-test("reads ring-client's report", () => {
+test("reads the report of our own clients", () => {
   const latency = { mean: 3, p50: 2.5, p90: 3, p99: 9, p999: 20, max: 90 };
-  expect(parseRingReport(JSON.stringify({ ios: 1000, seconds: 2, latency_us: latency }))).toMatchObject({
+  expect(parseOurReport(JSON.stringify({ ios: 1000, seconds: 2, latency_us: latency }))).toMatchObject({
     operations: 1000,
     seconds: 2,
     latency: { p50: 2.5, p99: 9, p999: 20 },
   });
-  expect(() => parseRingReport(JSON.stringify({ ios: 0, seconds: 2, latency_us: latency }))).toThrow(
-    "nothing was done",
-  );
+  expect(() => parseOurReport(JSON.stringify({ ios: 0, seconds: 2, latency_us: latency }))).toThrow("nothing was done");
 });

@@ -1,6 +1,7 @@
 /** The programs that make load, and what they report. */
 
 import { cpus } from "node:os";
+import { join } from "node:path";
 import { z } from "zod";
 import type { Case } from "./cases.ts";
 import { type Command, run } from "./processes.ts";
@@ -33,21 +34,29 @@ export interface Report {
 const PATIENCE_MS = 60_000;
 
 /**
- * A guest whose idle loop polls, as those do that know that a halt is expensive. Not for long: where client and server meet
- * on one CPU, because the other is busy, the server waits for the end of it. Guests that are as many as the CPUs don't poll.
+ * Our clients look for answers before they sleep, as guests do that know that a halt is expensive. Not for long: where client
+ * and server meet on one CPU, because the other is busy, the server waits for the end of it. But as long as devices take:
+ * at depth 32 they answer in batches, up to half a millisecond apart. Clients that are as many as the CPUs don't look.
  */
-const RING_POLL_MICROSECONDS = 100;
+const POLL_MICROSECONDS: Readonly<Record<CacheMode, number>> = { buffered: 100, direct: 1000 };
 
 /**
- * Makes load on disks, on all at once.
+ * Makes load on disks, on all at once. This project's programs are in `commands`.
  * @throws an error that says what went wrong.
  */
-export async function measure(endpoints: readonly Endpoint[], load: Load, ringClient: string): Promise<Report> {
+export async function measure(endpoints: readonly Endpoint[], load: Load, commands: string): Promise<Report> {
   const limit = load.seconds * 1000 + PATIENCE_MS;
-  const rings = endpoints.flatMap((endpoint) => (endpoint.kind === "ring" ? [endpoint.socket] : []));
-  return rings.length > 0
-    ? parseRingReport(await run(ringCommand(rings, load, ringClient), limit))
-    : parseFioReport(await run(fioCommand(endpoints, load), limit));
+  const sockets = (kind: Endpoint["kind"]) =>
+    endpoints.flatMap((endpoint) => (endpoint.kind === kind && endpoint.kind !== "file" ? [endpoint.socket] : []));
+  const [rings, servers] = [sockets("ring"), sockets("nbd")];
+  if (rings.length > 0) {
+    return parseOurReport(await run(ourCommand(join(commands, "ring-client"), ["bench"], rings, load), limit));
+  }
+  if (servers.length > 0 && load.case.client === "lean") {
+    const flush = load.case.flushEach ? ["--flush-each"] : [];
+    return parseOurReport(await run(ourCommand(join(commands, "nbd-load"), flush, servers, load), limit));
+  }
+  return parseFioReport(await run(fioCommand(endpoints, load), limit));
 }
 
 /** One process with a thread for each disk. */
@@ -62,8 +71,8 @@ function fioCommand(endpoints: readonly Endpoint[], load: Load): Command {
       `--blockalign=${load.alignBytes}`,
       `--iodepth=${load.case.depth}`,
       `--size=${load.diskBytes}`,
-      // Trimming is over when everything is trimmed.
-      ...(load.case.pattern === "trim" ? [] : [`--runtime=${Math.round(load.seconds * 1000)}ms`, "--time_based"]),
+      `--runtime=${Math.round(load.seconds * 1000)}ms`,
+      "--time_based",
       ...(load.case.flushEach ? ["--fsync=1"] : []),
       "--thread",
       "--group_reporting",
@@ -89,8 +98,8 @@ function fioEngine(endpoint: Endpoint, mode: CacheMode): string[] {
     : ["--ioengine=nbd", `--uri=nbd+unix:///?socket=${endpoint.socket}`];
 }
 
-/** The same. */
-function ringCommand(sockets: readonly string[], load: Load, program: string): Command {
+/** The same, by ring-client or nbd-load, which have their options in common. */
+function ourCommand(program: string, first: readonly string[], sockets: readonly string[], load: Load): Command {
   const [socket = "", ...others] = sockets;
   const options: Readonly<Record<string, string | number>> = {
     socket,
@@ -101,10 +110,10 @@ function ringCommand(sockets: readonly string[], load: Load, program: string): C
     span: load.diskBytes,
     align: load.alignBytes,
     seed: load.seed,
-    "poll-us": sockets.length < cpus().length ? RING_POLL_MICROSECONDS : 0,
+    "poll-us": sockets.length < cpus().length ? POLL_MICROSECONDS[load.mode] : 0,
   };
   const named = Object.entries(options).flatMap(([name, value]) => [`--${name}`, `${value}`]);
-  return { program, args: ["bench", ...named, ...others.flatMap((other) => ["--beside", other])] };
+  return { program, args: [...first, ...named, ...others.flatMap((other) => ["--beside", other])] };
 }
 
 const direction = z.object({
@@ -119,7 +128,6 @@ const fioReport = z.object({
       error: z.number(),
       read: direction,
       write: direction,
-      trim: direction.optional(),
     }),
   ]),
 });
@@ -131,8 +139,7 @@ export function parseFioReport(text: string): Report {
   if (job.error !== 0) {
     throw new Error(`fio: error ${job.error}`);
   }
-  const used = [job.read, job.write, job.trim].find((one) => one !== undefined && one.total_ios > 0);
-  const { total_ios, runtime, clat_ns } = used ?? job.read;
+  const { total_ios, runtime, clat_ns } = job.read.total_ios > 0 ? job.read : job.write;
   const microseconds = (name: string) => (clat_ns.percentile[name] ?? Number.NaN) / 1000;
   return checked("fio", {
     operations: total_ios,
@@ -141,17 +148,17 @@ export function parseFioReport(text: string): Report {
   });
 }
 
-const ringReport = z.object({
+const ourReport = z.object({
   ios: z.number(),
   seconds: z.number(),
   latency_us: z.object({ p50: z.number(), p99: z.number(), p999: z.number() }),
 });
 
 /** @throws an error when nothing was done. */
-export function parseRingReport(text: string): Report {
-  const report = ringReport.parse(JSON.parse(text));
+export function parseOurReport(text: string): Report {
+  const report = ourReport.parse(JSON.parse(text));
   const { p50, p99, p999 } = report.latency_us;
-  return checked("ring-client", {
+  return checked("the client", {
     operations: report.ios,
     seconds: report.seconds,
     latency: { p50, p99, p999 },

@@ -117,7 +117,7 @@ export const contenderKinds: readonly ContenderKind[] = [
       name: `ours-chain-${chain}`,
       title: chain === 1 ? "ours, ring, one image" : `ours, ring, chain of ${chain}`,
       format: "vhd",
-      modes: ["buffered"],
+      modes: BOTH,
       images: ["filled"],
       needsBlktap: false,
       chain,
@@ -131,12 +131,15 @@ export function takesPart(kind: ContenderKind, one: Case, mode: CacheMode): bool
   if (!kind.modes.includes(mode) || !one.modes.includes(mode) || !kind.images.includes(one.image)) {
     return false;
   }
-  if (kind.chain !== undefined) {
-    return one.pattern === "randread" && one.blockBytes === 4096 && !one.visited;
+  const ring = kind.name === "ours-ring" || kind.chain !== undefined;
+  if (one.client === "fio" && (ring || kind.name === "raw")) {
+    return false;
   }
-  const ring = kind.name === "ours-ring";
+  if (kind.chain !== undefined && (one.pattern !== "randread" || one.blockBytes !== 4096 || one.visited)) {
+    return false;
+  }
   if (one.pattern === "trim") {
-    // fio trims block devices and NBD disks, not files; the original doesn't take it.
+    // Nobody trims files, nor rings; the original doesn't take it.
     return !ring && !["raw", "blktap", "nbdkit-null"].includes(kind.name);
   }
   if (one.flushEach) {

@@ -72,7 +72,9 @@ export class Disks {
     for (const one of cases.filter(({ image }) => image !== "empty")) {
       for (const kind of stored.filter(({ images }) => images.includes(one.image))) {
         for (const file of this.images(kind, one).filter((path) => !this.#files.has(path))) {
-          this.#files.add(file);
+          for (const part of chainFiles(file, kind.chain)) {
+            this.#files.add(part);
+          }
           if (one.image === "largest") {
             makeLargest(file);
           } else if (kind.chain !== undefined) {

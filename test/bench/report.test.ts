@@ -183,7 +183,7 @@ test("the history keeps the latest runs, newest first", () => {
     .filter((line) => line.startsWith("- "));
   expect(lines).toHaveLength(10);
   expect(lines[0]).toBe(
-    "- 2026-01-21, abc1234, A CPU: –, –, failed, –, –, –, –, –, 0.75, –, –, –, –, –, –, –, –, –, –, –, –, –, –, 1.00, –",
+    "- 2026-01-21, abc1234, A CPU: –, –, failed, –, –, –, –, –, 0.75, –, –, –, –, –, –, –, –, –, –, –, –, –, –, 1.00, –, –",
   );
   expect(lines.at(-1)).toContain("2026-01-12");
 });

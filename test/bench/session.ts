@@ -107,7 +107,7 @@ export class Session {
   ): Promise<T> {
     const service = await this.#service(kind, one);
     const load = this.#loadOf(one, seconds, 1);
-    return work(service, async () => (await measure(service.endpoints, load, this.#ringClient)).operations);
+    return work(service, async () => (await measure(service.endpoints, load, this.#commands)).operations);
   }
 
   /** Ends all programs. */
@@ -115,10 +115,6 @@ export class Session {
     const services = [...this.#services.values()];
     this.#services.clear();
     await Promise.all(services.map((service) => service.stop(false)));
-  }
-
-  get #ringClient(): string {
-    return join(this.#commands, "ring-client");
   }
 
   #loadOf(one: Case, seconds: number, seed: number): Load {
@@ -161,7 +157,7 @@ export class Session {
     const service = await this.#service(kind, load.case);
     if (load.case.pattern === "trim") {
       const fill: Load = { ...load, case: filling(load.case), alignBytes: 1 << 20, seconds: FILLING_SECONDS };
-      await measure(service.endpoints, fill, this.#ringClient);
+      await measure(service.endpoints, fill, this.#commands);
     }
     const measurement = await this.#load(service, load);
     await this.#cleanAfter(kind, load.case);
@@ -202,7 +198,7 @@ export class Session {
   }
 
   async #warmUp(service: Service, one: Case): Promise<void> {
-    await measure(service.endpoints, this.#loadOf(warmUp(one), WARM_UP_SECONDS, 0), this.#ringClient);
+    await measure(service.endpoints, this.#loadOf(warmUp(one), WARM_UP_SECONDS, 0), this.#commands);
   }
 
   async #load(service: Service, load: Load): Promise<Measurement> {
@@ -214,7 +210,7 @@ export class Session {
       load.case.visited && service.door !== undefined ? startVisits(service.door, VISITS_PER_SECOND) : undefined;
     const [before, collected] = [used(), service.collections()?.length];
     const [report, busyThreads] = await Promise.all([
-      measure(service.endpoints, load, this.#ringClient),
+      measure(service.endpoints, load, this.#commands),
       busyThreadsMeanwhile(pids, load.seconds),
     ]);
     const cpu = used() - before;

@@ -71,7 +71,7 @@ async function underLoad(images: readonly string[], commands: string): Promise<M
   );
   try {
     const load = { case: LOAD, mode: "buffered", seconds: LOAD_SECONDS, diskBytes: DISK_BYTES, seed: 1 } as const;
-    const loading = measure(service.endpoints, { ...load, alignBytes: LOAD.blockBytes }, "");
+    const loading = measure(service.endpoints, { ...load, alignBytes: LOAD.blockBytes }, commands);
     loading.catch(() => {});
     // Near its end.
     await sleep(800 * LOAD_SECONDS);
