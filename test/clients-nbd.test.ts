@@ -7,7 +7,7 @@ import { z } from "zod";
 import { expectSame, MIB, pattern, sha256 } from "./support/data.ts";
 import { createWithQemu, readWithQemu } from "./support/images.ts";
 import { outcomeOf, run, temporaryDirectory } from "./support/run.ts";
-import { serve } from "./support/tapdisk.ts";
+import { nbdLoad, serve } from "./support/tapdisk.ts";
 
 const SIZE = 64 * MIB;
 
@@ -154,3 +154,31 @@ test("nbdinfo shows a read-only disk as such, and nobody can write to it", async
   await tapdisk.stop();
   expect(sha256(readFileSync(path))).toBe(before);
 });
+
+const loadSchema = z.object({ rw: z.string(), bs: z.int(), ios: z.int().min(1), span: z.int() });
+
+test.each(ways)("nbd-load writes, reads and trims a disk served by $way", async ({ options }) => {
+  const path = join(temporaryDirectory(), "disk.vhd");
+  await createWithQemu(path, SIZE / MIB, { subformat: "dynamic", forceSize: true });
+  const tapdisk = await serve(`vhd:${path}`, ...options);
+  const load = async (rw: string, ...more: string[]) => {
+    const args = ["--socket", tapdisk.socket, "--rw", rw, "--bs", "65536", "--seconds", "0.3", ...more];
+    const report = loadSchema.parse(JSON.parse(await run(nbdLoad, args, { seconds: 60 })));
+    expect(report).toMatchObject({ rw, bs: 65536, span: SIZE });
+    return report.ios;
+  };
+  await load("write", "--depth", "8");
+  await load("randwrite", "--depth", "4", "--flush-each");
+  await load("randread", "--depth", "32", "--poll-us", "50");
+  expect((await readServed(tapdisk.uri)).some((byte) => byte !== 0)).toBe(true);
+  expect(await load("trim", "--depth", "4")).toBe(SIZE / 65536);
+  expect((await readServed(tapdisk.uri)).every((byte) => byte === 0)).toBe(true);
+  await tapdisk.stop();
+});
+
+/** All of a disk, by nbdcopy. */
+async function readServed(uri: string): Promise<Buffer> {
+  const path = join(temporaryDirectory(), "content");
+  await run("nbdcopy", [uri, path]);
+  return readFileSync(path);
+}

@@ -57,6 +57,9 @@ function heading(run: Run): string[] {
       `Busy just before: ${percent(load.busyBefore)}; taken by the hypervisor meanwhile: ${percent(load.stolen)}.`,
     `${run.rounds} rounds of ${run.seconds} s each; disks of ${(run.diskBytes / GIB).toFixed(1)} GiB. Ratios compare neighbours ` +
       "in the same round; what stands here is the median of the rounds, with minimum and maximum where there is room.",
+    "Files are read and written by fio with io_uring, rings by ring-client, NBD servers by nbd-load: fio's NBD client takes more " +
+      "CPU time for an operation than most servers, which then look all alike. Where a case says so, it is used nevertheless. " +
+      "Our clients look for answers for a while before they sleep.",
   ];
 }
 

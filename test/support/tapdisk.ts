@@ -8,6 +8,8 @@ const bin = join(import.meta.dirname, "../../build/bin");
 const program = join(bin, "tapdisk");
 /** The guest's side of a ring. */
 export const ringClient: string = join(bin, "ring-client");
+/** A lean NBD client. */
+export const nbdLoad: string = join(bin, "nbd-load");
 
 /** Both executors of file operations, for tests of the data plane. */
 export const backends = ["uring", "threads"] as const;
