@@ -18,8 +18,11 @@ use super::{FileCall, blocking};
 /// The most bytes that are written at once.
 const LENGTH: usize = 256 << 10;
 
-/// What takes longer than this has slept.
+/// Writes that take longer than this have slept.
 const SLOW: Duration = Duration::from_millis(2);
+
+/// So many writes go by between two looks at the clock, which takes a fiftieth of a write.
+const STEP: u32 = 4;
 
 /// Writes that are asynchronous after one that has slept.
 const PAUSE: u32 = 256;
@@ -31,6 +34,10 @@ const FEW: u32 = 2;
 #[derive(Debug, Default)]
 pub struct Patience {
     pause: u32,
+    /// When the first of `writes` began.
+    since: Option<Instant>,
+    /// Writes since the last look at the clock.
+    writes: u32,
     /// Reads since the last batch ended.
     reads: u32,
     /// The last batch with reads had few of them.
@@ -56,11 +63,14 @@ impl Patience {
             self.pause -= 1;
             return None;
         }
-        let start = Instant::now();
+        if self.since.is_none() {
+            self.since = Some(Instant::now());
+        }
         // SAFETY: the caller vouches for the memory.
         let result = unsafe { blocking::execute(call) };
-        if start.elapsed() > SLOW {
-            self.pause = PAUSE;
+        self.writes += 1;
+        if self.writes == STEP {
+            self.look();
         }
         Some(result)
     }
@@ -84,9 +94,23 @@ impl Patience {
 
     /// What follows doesn't come together with what was before.
     pub fn end_batch(&mut self) {
+        if self.writes > 0 {
+            self.look();
+        }
+        self.since = None;
         if self.reads > 0 {
             self.few = self.reads <= FEW;
             self.reads = 0;
         }
+    }
+
+    /// Whether the last writes have slept.
+    fn look(&mut self) {
+        let now = Instant::now();
+        if self.since.is_some_and(|since| now - since > SLOW) {
+            self.pause = PAUSE;
+        }
+        self.since = Some(now);
+        self.writes = 0;
     }
 }

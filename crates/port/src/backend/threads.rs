@@ -317,6 +317,7 @@ impl Backend for Threads {
     }
 
     fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
+        self.patience.end_batch();
         events.append(&mut self.ready);
         let timeout = match timeout {
             _ if !events.is_empty() => 0,
