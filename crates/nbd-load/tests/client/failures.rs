@@ -1,14 +1,13 @@
 //! What the client says when a server does what it must not, or can't do what is wanted.
 
-#![allow(missing_docs)]
-
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use super::support::*;
-use load::{Options, Rw};
+use ::load::{Options, Rw};
 use nbd_load::bench::{Disk, run};
+
+use crate::support::*;
 
 const SIMPLE: u32 = 0x6744_6698;
 
@@ -150,12 +149,7 @@ fn nobody_is_waited_for_for_ever() {
             if !answers {
                 shake_hands(stream, FLAGS);
             }
-            // Until the client hangs up: it reads nothing.
-            let mut end = [rustix::event::PollFd::new(
-                stream,
-                rustix::event::PollFlags::HUP,
-            )];
-            rustix::event::poll(&mut end, None).unwrap();
+            wait_for_hang_up(stream);
         });
         let options = Options { rw, bs, ..OPTIONS };
         let disk = Disk {

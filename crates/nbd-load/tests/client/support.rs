@@ -6,9 +6,10 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use load::{Options, Result, Rw};
+use ::load::{Options, Result, Rw};
 use nbd_load::bench::{Disk, run};
 use nbd_load::socket::Address;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 pub const DISK_BYTES: u64 = 64 << 20;
 /// Can flush and trim.
@@ -122,6 +123,21 @@ pub fn next_request(stream: &mut impl Stream) -> Option<Request> {
         stream.read_exact(&mut request.data).unwrap();
     }
     Some(request)
+}
+
+/// Whether the client says something more, soon.
+pub fn has_more(stream: &UnixStream) -> bool {
+    let mut polls = [PollFd::new(stream, PollFlags::IN)];
+    let soon = Timespec {
+        tv_sec: 0,
+        tv_nsec: 100_000_000,
+    };
+    poll(&mut polls, Some(&soon)).unwrap() > 0
+}
+
+/// Waits until the client hangs up, reading nothing.
+pub fn wait_for_hang_up(stream: &UnixStream) {
+    poll(&mut [PollFd::new(stream, PollFlags::HUP)], None).unwrap();
 }
 
 /// A reply that tells of success, with data when it was a read. The data look like replies.
