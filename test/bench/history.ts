@@ -6,7 +6,7 @@ import type { Run } from "./results.ts";
 
 const TITLE = "## History";
 const INTRODUCTION =
-  "The ratios of the bars, in their order, of earlier full runs and this one. They compare within a run; different runs met different machines and loads.";
+  "The ratios of the bars, in their order, of earlier full runs and this one. They compare within a run; different runs met different machines and loads. Until 2026-11-25 12:56 NBD servers were measured with fio's client, and page caches were as they happened to be.";
 const KEPT = 10;
 
 /** The history section with one more run, newest first. `previous` is the whole file as it was. */

@@ -202,7 +202,7 @@ macro_rules! duplex {
 duplex!(UnixStream TcpStream);
 
 /// Random verified reads and writes on some sectors of the disk, many at a time, then a disconnect.
-fn nbd_load(stream: &dyn Duplex, seed: u64, first: u64, sectors: u64, rounds: usize) {
+fn nbd_client(stream: &dyn Duplex, seed: u64, first: u64, sectors: u64, rounds: usize) {
     let mut random = Random(seed);
     let mut model = vec![0u8; sectors as usize * 512];
     for round in 0..rounds {
@@ -261,7 +261,7 @@ fn serve_one(options: Options, open: OpenOptions) {
     let file = TempFile::with(&vec![0; SIZE]);
     let (ours, theirs) = UnixStream::pair().unwrap();
     let client = std::thread::spawn(move || {
-        nbd_load(&theirs, 3, 100, 3000, 30);
+        nbd_client(&theirs, 3, 100, 3000, 30);
         assert_eq!((&theirs).read(&mut [0]).unwrap(), 0);
     });
     let mut server = Server::new(options, &file, open);
@@ -293,8 +293,9 @@ fn nbd_over_tcp(backend: BackendKind) {
     let file = TempFile::with(&vec![0; SIZE]);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let client =
-        std::thread::spawn(move || nbd_load(&TcpStream::connect(address).unwrap(), 4, 0, 2000, 20));
+    let client = std::thread::spawn(move || {
+        nbd_client(&TcpStream::connect(address).unwrap(), 4, 0, 2000, 20)
+    });
     let mut server = Server::new(options(backend), &file, READ_WRITE);
     let socket = listener.accept().unwrap().0;
     socket.set_nonblocking(true).unwrap();
@@ -350,7 +351,7 @@ fn many_connections_under_back_pressure(backend: BackendKind) {
             set_buffers(&ours);
             set_buffers(&theirs);
             server.nbd(ours);
-            std::thread::spawn(move || nbd_load(&theirs, 10 + client, client * 600, 600, 25))
+            std::thread::spawn(move || nbd_client(&theirs, 10 + client, client * 600, 600, 25))
         })
         .collect();
     server.serve(CLIENTS as usize);
@@ -418,7 +419,7 @@ fn a_client_that_never_reads(backend: BackendKind) {
     }
     let (ours, theirs) = UnixStream::pair().unwrap();
     server.nbd(ours);
-    let client = std::thread::spawn(move || nbd_load(&theirs, 8, 1000, 1000, 10));
+    let client = std::thread::spawn(move || nbd_client(&theirs, 8, 1000, 1000, 10));
     server.serve(1);
     client.join().unwrap();
     server.host.reactor.detach(number).unwrap();
