@@ -49,6 +49,36 @@ pub enum FileCall {
         /// Into the page cache.
         cached: bool,
     },
+    /// `preadv`.
+    ReadVectored {
+        /// The file.
+        fd: RawFd,
+        /// Where the bytes go. This list, too, must stay as it is until the event.
+        vectors: *const libc::iovec,
+        /// Length of the list.
+        count: u32,
+        /// How many bytes.
+        length: usize,
+        /// From where in the file.
+        offset: u64,
+        /// As of `Read`.
+        cached: bool,
+    },
+    /// `pwritev`.
+    WriteVectored {
+        /// The file.
+        fd: RawFd,
+        /// Where the bytes are. This list, too, must stay as it is until the event.
+        vectors: *const libc::iovec,
+        /// Length of the list.
+        count: u32,
+        /// How many bytes.
+        length: usize,
+        /// To where in the file.
+        offset: u64,
+        /// As of `Write`.
+        cached: bool,
+    },
     /// `fallocate`.
     Allocate {
         /// The file.

@@ -1,7 +1,7 @@
 //! File operations: from the host's record to system calls, and from their results to a completion.
 //!
 //! An operation becomes one call, and more where a call did only a part, was interrupted, or isn't possible on this
-//! file system.
+//! file system. Neighbours share a call where they can (`merging`).
 //!
 //! # Direct and buffered I/O on one file
 //!
@@ -10,16 +10,19 @@
 //! write on a file that is open for direct I/O is *exclusive*: no other write to the same pages is in flight with it,
 //! and one that would be is parked until it is over. A later direct write makes the kernel write the page back first.
 
+mod merging;
+
 use std::collections::VecDeque;
 
 use vhd::record::{Completion, MAX_DATA_MAP, OP_WORDS, Op, OpKind, REGION_STAGING};
 
-use crate::backend::{Backend, FileCall};
+use crate::backend::{Backend, FileCall, Token};
 use crate::batch::Batch;
 use crate::blocks::{Block, Blocks};
 use crate::file::File;
 use crate::files::Files;
 use crate::regions::Regions;
+use merging::Merging;
 
 /// Zeros that are written at a time where the file system can't do better, in bytes.
 const ZEROS: usize = 1 << 20;
@@ -47,6 +50,7 @@ pub struct Operations {
     flights: Vec<Option<Flight>>,
     free: Vec<u32>,
     done: VecDeque<Done>,
+    merging: Merging,
     next_age: u64,
 }
 
@@ -125,7 +129,7 @@ impl Operations {
         !self.done.is_empty()
     }
 
-    /// Starts the operation in a record.
+    /// Starts the operation in a record; it is with the back end after [`Operations::flush`] at the latest.
     pub fn start(
         &mut self,
         words: &[u32; OP_WORDS],
@@ -159,7 +163,13 @@ impl Operations {
         match self.prepare(op, batch, context.regions) {
             Ok(flight) => {
                 let slot = self.insert(flight);
-                self.admit(slot, context.backend);
+                if self.may_start(slot)
+                    && let Some(call) = self.call(slot)
+                {
+                    let token = Token::from(slot);
+                    // SAFETY: as in `launch`.
+                    unsafe { self.merging.start(token, call, context.backend) };
+                }
             }
             Err(result) => {
                 self.release_files(&op, context.backend);
@@ -168,8 +178,24 @@ impl Operations {
         }
     }
 
-    /// Takes the result of an operation's call.
-    pub fn event(&mut self, slot: u32, result: i32, context: &mut Context<'_>) {
+    /// Hands the back end what was started.
+    pub fn flush(&mut self, backend: &mut dyn Backend) {
+        self.merging.flush(backend);
+    }
+
+    /// Takes the result of a call.
+    pub fn event(&mut self, token: Token, result: i32, context: &mut Context<'_>) {
+        let Some(run) = self.merging.take(token) else {
+            return self.called(token as u32, result, context);
+        };
+        for (member, result) in run.shares(result) {
+            self.called(member as u32, result, context);
+        }
+        self.merging.give(token, run);
+    }
+
+    /// Goes on with an operation whose call is over.
+    fn called(&mut self, slot: u32, result: i32, context: &mut Context<'_>) {
         let Some(Some(flight)) = self.flights.get_mut(slot as usize) else {
             debug_assert!(false, "an event of no operation");
             return;
@@ -365,13 +391,23 @@ impl Operations {
         }
     }
 
-    /// Starts a flight, or parks it if it may not be in flight together with others.
+    /// Goes on with a flight, or parks it if it may not be in flight together with others.
     fn admit(&mut self, slot: u32, backend: &mut dyn Backend) {
+        if self.may_start(slot) {
+            self.launch(slot, backend);
+        } else if let Some(flight) = &self.flights[slot as usize] {
+            // It was in flight until now, and an older one that is parked may have waited for it.
+            self.unpark(flight.op.file, backend);
+        }
+    }
+
+    /// Whether a flight may start; it is parked if not.
+    fn may_start(&mut self, slot: u32) -> bool {
         let Some(Some(flight)) = self.flights.get_mut(slot as usize) else {
-            return;
+            return false;
         };
         let Some(entry) = self.files.entry(flight.op.file) else {
-            return;
+            return false;
         };
         if flight.writes() && entry.file.direct().is_some() {
             if !flight.exclusive && flight.route(&entry.file).1 {
@@ -380,10 +416,10 @@ impl Operations {
             }
             if entry.exclusive > 0 && self.conflicts(slot) {
                 self.park(slot);
-                return;
+                return false;
             }
         }
-        self.launch(slot, backend);
+        true
     }
 
     fn park(&mut self, slot: u32) {
@@ -449,8 +485,16 @@ impl Operations {
     }
 
     fn launch(&mut self, slot: u32, backend: &mut dyn Backend) {
-        let Some(Some(flight)) = self.flights.get_mut(slot as usize) else {
-            return;
+        if let Some(call) = self.call(slot) {
+            // SAFETY: the flight keeps its memory until its event: blocks are its own, regions are held, and so are files.
+            unsafe { backend.file(Token::from(slot), call) };
+        }
+    }
+
+    /// The call that a flight makes next.
+    fn call(&mut self, slot: u32) -> Option<FileCall> {
+        let Some(Some(flight)) = self.flights.get(slot as usize) else {
+            return None;
         };
         let source = match flight.op.kind {
             OpKind::CopyRange => self
@@ -459,12 +503,8 @@ impl Operations {
                 .map(|entry| entry.file.buffered()),
             _ => None,
         };
-        let Some(entry) = self.files.entry(flight.op.file) else {
-            return;
-        };
-        let call = flight.call(&entry.file, source.unwrap_or(-1));
-        // SAFETY: the flight keeps its memory until its event: blocks are its own, regions are held, and so are files.
-        unsafe { backend.file(u64::from(slot), call) };
+        let entry = self.files.entry(flight.op.file)?;
+        Some(flight.call(&entry.file, source.unwrap_or(-1)))
     }
 
     fn prepare_zeros(&mut self, slot: u32) {

@@ -302,6 +302,7 @@ impl Reactor {
             self.operations
                 .start(&batch.operation(index), &mut batch, &mut context);
         }
+        self.operations.flush(context.backend);
         if !self.waking {
             self.waking = true;
             self.backend.count(WAKE, self.wake_source());
@@ -402,8 +403,7 @@ impl Reactor {
                     backend: &mut *self.backend,
                     regions: &mut self.regions,
                 };
-                self.operations
-                    .event((token & 0xffff_ffff) as u32, result, &mut context);
+                self.operations.event(token, result, &mut context);
             }
         }
     }

@@ -38,6 +38,30 @@ pub unsafe fn execute(call: &FileCall) -> i32 {
                 libc::pwrite64(fd, buffer.cast(), length, offset.cast_signed())
             })
         }
+        FileCall::ReadVectored {
+            fd,
+            vectors,
+            count,
+            offset,
+            ..
+        } => {
+            // SAFETY: the caller vouches for the list and the memory.
+            transferred(|| unsafe {
+                libc::preadv64(fd, vectors, count.cast_signed(), offset.cast_signed())
+            })
+        }
+        FileCall::WriteVectored {
+            fd,
+            vectors,
+            count,
+            offset,
+            ..
+        } => {
+            // SAFETY: the caller vouches for the list and the memory.
+            transferred(|| unsafe {
+                libc::pwritev64(fd, vectors, count.cast_signed(), offset.cast_signed())
+            })
+        }
         FileCall::Allocate {
             fd,
             mode,
@@ -94,6 +118,31 @@ pub unsafe fn read_at_once(call: &FileCall) -> Option<i32> {
                     libc::RWF_NOWAIT,
                 )
             })
+        }
+        FileCall::ReadVectored {
+            fd,
+            vectors,
+            count,
+            length,
+            offset,
+            cached: true,
+        } => {
+            // SAFETY: the caller vouches for the list and the memory.
+            let result = transferred(|| unsafe {
+                libc::preadv2(
+                    fd,
+                    vectors,
+                    count.cast_signed(),
+                    offset.cast_signed(),
+                    libc::RWF_NOWAIT,
+                )
+            });
+            // What is missing at the end is better read by one call than by one for each member.
+            if usize::try_from(result) == Ok(length) {
+                result
+            } else {
+                -libc::EAGAIN
+            }
         }
         _ => return None,
     };

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use super::{FileCall, blocking};
 
 /// The most bytes that are written at once.
-const LENGTH: usize = 256 << 10;
+pub const LENGTH: usize = 256 << 10;
 
 /// Writes that take longer than this have slept.
 const SLOW: Duration = Duration::from_millis(2);
@@ -56,6 +56,11 @@ impl Patience {
                 cached: true,
                 length,
                 ..
+            }
+            | FileCall::WriteVectored {
+                cached: true,
+                length,
+                ..
             } if *length <= LENGTH => {}
             _ => return None,
         }
@@ -81,7 +86,10 @@ impl Patience {
     ///
     /// The memory that the call names must be valid.
     pub unsafe fn read(&mut self, call: &FileCall) -> Option<i32> {
-        if !matches!(call, FileCall::Read { cached: true, .. }) {
+        let (FileCall::Read { cached, .. } | FileCall::ReadVectored { cached, .. }) = call else {
+            return None;
+        };
+        if !cached {
             return None;
         }
         self.reads += 1;

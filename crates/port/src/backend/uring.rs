@@ -235,6 +235,32 @@ impl Backend for Uring {
                     .build()
                     .flags(flags)
             }
+            FileCall::ReadVectored {
+                fd,
+                vectors,
+                count,
+                offset,
+                ..
+            } => {
+                let (file, flags) = self.registered.name(fd);
+                opcode::Readv::new(file, vectors, count)
+                    .offset(offset)
+                    .build()
+                    .flags(flags)
+            }
+            FileCall::WriteVectored {
+                fd,
+                vectors,
+                count,
+                offset,
+                ..
+            } => {
+                let (file, flags) = self.registered.name(fd);
+                opcode::Writev::new(file, vectors, count)
+                    .offset(offset)
+                    .build()
+                    .flags(flags)
+            }
             FileCall::Allocate {
                 fd,
                 mode,
@@ -253,7 +279,11 @@ impl Backend for Uring {
         };
         // SAFETY: the caller vouches for memory and descriptor until the event.
         unsafe { self.push(&entry.user_data(token)) };
-        if let FileCall::Read { cached: false, .. } | FileCall::Write { cached: false, .. } = call {
+        if let FileCall::Read { cached: false, .. }
+        | FileCall::Write { cached: false, .. }
+        | FileCall::ReadVectored { cached: false, .. }
+        | FileCall::WriteVectored { cached: false, .. } = call
+        {
             self.unsent += 1;
             if self.unsent >= DIRECT_BATCH {
                 self.unsent = 0;
