@@ -15,14 +15,17 @@ use std::time::{Duration, Instant};
 
 use super::{FileCall, blocking};
 
-/// The most bytes that are written at once.
-pub const LENGTH: usize = 256 << 10;
+/// The most bytes that are written at once: with less, sequential writes of 1 MiB over NBD were a sixth slower.
+pub const LENGTH: usize = 1 << 20;
 
 /// Writes that take longer than this have slept.
 const SLOW: Duration = Duration::from_millis(2);
 
-/// So many writes go by between two looks at the clock, which takes a fiftieth of a write.
+/// So many writes go by between two looks at the clock, which takes a fiftieth of a small write.
 const STEP: u32 = 4;
+
+/// After one of so many bytes the clock is looked at in any case: it may take that long awake.
+const LARGE: usize = 64 << 10;
 
 /// Writes that are asynchronous after one that has slept.
 const PAUSE: u32 = 256;
@@ -51,7 +54,7 @@ impl Patience {
     ///
     /// The memory that the call names must be valid.
     pub unsafe fn write(&mut self, call: &FileCall) -> Option<i32> {
-        match call {
+        let length = match *call {
             FileCall::Write {
                 cached: true,
                 length,
@@ -61,9 +64,9 @@ impl Patience {
                 cached: true,
                 length,
                 ..
-            } if *length <= LENGTH => {}
+            } if length <= LENGTH => length,
             _ => return None,
-        }
+        };
         if self.pause > 0 {
             self.pause -= 1;
             return None;
@@ -74,7 +77,7 @@ impl Patience {
         // SAFETY: the caller vouches for the memory.
         let result = unsafe { blocking::execute(call) };
         self.writes += 1;
-        if self.writes == STEP {
+        if self.writes == STEP || length >= LARGE {
             self.look();
         }
         Some(result)

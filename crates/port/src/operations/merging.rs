@@ -17,11 +17,8 @@ use crate::backend::{Backend, FileCall, Token, patience};
 /// Most calls in a run, and so the most pieces of memory in a merged call. The kernel takes 1024.
 const MEMBERS: usize = 128;
 
-/// Most bytes of a run: 256 KiB gained three quarters of what this does.
-const BYTES: u64 = 1 << 20;
-
-/// Most bytes of a run that is written into the page cache, so that merging keeps no write from being done at once.
-const CACHED_WRITE_BYTES: u64 = patience::LENGTH as u64;
+/// Most bytes of a run, so that merging keeps no write from being done at once.
+const BYTES: u64 = patience::LENGTH as u64;
 
 /// Set in the tokens of runs. Those of flights are smaller.
 const RUN: Token = 1 << 40;
@@ -53,17 +50,6 @@ struct Kind {
     fd: RawFd,
     write: bool,
     cached: bool,
-}
-
-impl Kind {
-    /// Most bytes of a run.
-    fn bytes(self) -> u64 {
-        if self.write && self.cached {
-            CACHED_WRITE_BYTES
-        } else {
-            BYTES
-        }
-    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -205,7 +191,7 @@ impl Run {
         offset == self.end
             && kind == self.kind
             && (1..MEMBERS).contains(&self.members.len())
-            && self.end - self.start + vector.iov_len as u64 <= kind.bytes()
+            && self.end - self.start + vector.iov_len as u64 <= BYTES
     }
 
     fn begin(&mut self, kind: Kind, offset: u64) {

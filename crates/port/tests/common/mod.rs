@@ -1,6 +1,11 @@
 //! A host for the reactor: memory with record areas, and operations by name.
 
-#![allow(dead_code, reason = "not every test file uses all of it")]
+#![allow(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    reason = "not every test file uses all of it"
+)]
 
 use std::collections::HashMap;
 use std::fs;
