@@ -31,6 +31,7 @@ on_both! {
     numbers_rest
     a_ring
     a_ring_with_polling
+    rings_one_after_another_and_many_at_once
     a_ring_that_breaks_the_rules
     a_ring_detached_with_operations_in_flight
 }
@@ -608,6 +609,27 @@ impl Guest {
         )
     }
 
+    /// Writes a value with 32 requests of 11 pages, and reads it into pages that had another.
+    fn write_and_read(&mut self, value: u8) {
+        for operation in [1, 0] {
+            for id in 0..32 {
+                for segment in 0..11 {
+                    self.page(id, segment).fill(value * operation);
+                }
+                self.put(operation, id, u64::from(id) * 88, 11);
+            }
+            self.kick();
+            for _ in 0..32 {
+                assert_eq!(self.response().1, 0);
+            }
+        }
+        for id in 0..32 {
+            for segment in 0..11 {
+                assert!(self.page(id, segment).iter().all(|byte| *byte == value));
+            }
+        }
+    }
+
     /// Random verified reads and writes, 32 at a time.
     fn work(&mut self) {
         let mut random = Random(77);
@@ -694,6 +716,48 @@ fn a_ring_with_polling(backend: BackendKind) {
         poll: Duration::from_micros(100),
         ..options(backend)
     });
+}
+
+/// Their memory may be mapped where that of others was, and there may be more of it than can be registered.
+fn rings_one_after_another_and_many_at_once(backend: BackendKind) {
+    for open in [READ_WRITE, DIRECT] {
+        let file = TempFile::with(&vec![0; SIZE]);
+        let mut server = Server::new(options(backend), &file, open);
+        let wake = server.host.reactor.wake_fd();
+        let mut value = 0;
+        for count in [1, 1, 1, 20, 1] {
+            let (guests, numbers): (Vec<_>, Vec<_>) = (0..count)
+                .map(|_| {
+                    let (guest, [memory, kick, notify]) = guest();
+                    let attached = server.host.reactor.attach_ring(memory, kick, notify);
+                    (guest, attached.unwrap())
+                })
+                .unzip();
+            let first = value + 1;
+            value += count;
+            let client = std::thread::spawn(move || {
+                for (mut guest, value) in guests.into_iter().zip(first..) {
+                    guest.write_and_read(value);
+                }
+                event_fd::add(wake);
+            });
+            while !server.woken {
+                assert!(server.turn());
+            }
+            client.join().unwrap();
+            server.woken = false;
+            assert!(
+                file.bytes()[..32 * 11 * 4096]
+                    .iter()
+                    .all(|byte| *byte == value)
+            );
+            server.closed.clear();
+            for number in numbers {
+                server.host.reactor.detach(number).unwrap();
+            }
+            server.serve(usize::from(count));
+        }
+    }
 }
 
 fn a_ring_that_breaks_the_rules(backend: BackendKind) {
