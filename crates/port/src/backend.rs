@@ -150,11 +150,15 @@ pub trait Backend {
     /// `uring` or `threads`.
     fn name(&self) -> &'static str;
 
-    /// Makes a file known of which much will be read and written.
-    fn add_file(&mut self, fd: RawFd);
+    /// Makes a file known of which much will be read and written. Back ends that gain nothing by that do nothing.
+    fn add_file(&mut self, fd: RawFd) {
+        let _ = fd;
+    }
 
     /// Forgets a file before its descriptor is closed, whether it was made known or not. No call on it may be in flight.
-    fn remove_file(&mut self, fd: RawFd);
+    fn remove_file(&mut self, fd: RawFd) {
+        let _ = fd;
+    }
 
     /// Starts a call on a file.
     ///

@@ -72,6 +72,21 @@ pub(crate) fn last_errno() -> i32 {
         .unwrap_or(libc::EIO)
 }
 
+/// What a system call returned, or a negative errno value; a signal doesn't end it.
+pub(crate) fn retried(mut call: impl FnMut() -> isize) -> i32 {
+    loop {
+        let result = call();
+        if result >= 0 {
+            // The kernel transfers less than 2 GiB at a time.
+            return i32::try_from(result).unwrap_or(i32::MAX);
+        }
+        let error = last_errno();
+        if error != -libc::EINTR {
+            return error;
+        }
+    }
+}
+
 macro_rules! names {
     ($errno:expr; $($name:ident)*) => {
         match $errno {

@@ -2,7 +2,7 @@
 
 use std::os::fd::RawFd;
 
-use crate::error::last_errno;
+use crate::error::retried;
 
 /// Receives what has arrived, at most `length` bytes. Result: bytes, 0 when the peer closed its side, or a negative errno
 /// value: `-EAGAIN` when nothing has.
@@ -12,7 +12,7 @@ use crate::error::last_errno;
 /// `length` bytes at `buffer` must be valid.
 pub(crate) unsafe fn receive(fd: RawFd, buffer: *mut u8, length: usize) -> i32 {
     // SAFETY: the caller vouches for the memory.
-    retry(|| unsafe { libc::recv(fd, buffer.cast(), length, libc::MSG_DONTWAIT) })
+    retried(|| unsafe { libc::recv(fd, buffer.cast(), length, libc::MSG_DONTWAIT) })
 }
 
 /// Sends as much of a message as can be sent. Result: bytes, or a negative errno value: `-EAGAIN` when nothing can.
@@ -23,18 +23,5 @@ pub(crate) unsafe fn receive(fd: RawFd, buffer: *mut u8, length: usize) -> i32 {
 pub(crate) unsafe fn send(fd: RawFd, message: *const libc::msghdr) -> i32 {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: the caller vouches for the message.
-    retry(|| unsafe { libc::sendmsg(fd, message, flags) })
-}
-
-fn retry(mut call: impl FnMut() -> isize) -> i32 {
-    loop {
-        let result = call();
-        if result >= 0 {
-            return i32::try_from(result).unwrap_or(i32::MAX);
-        }
-        let error = last_errno();
-        if error != -libc::EINTR {
-            return error;
-        }
-    }
+    retried(|| unsafe { libc::sendmsg(fd, message, flags) })
 }

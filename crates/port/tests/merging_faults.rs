@@ -228,10 +228,6 @@ impl Backend for Faulty {
         self.events.push(Event { token, result });
     }
 
-    fn add_file(&mut self, _: RawFd) {}
-
-    fn remove_file(&mut self, _: RawFd) {}
-
     fn add(&mut self, _: Source) -> io::Result<()> {
         Ok(())
     }

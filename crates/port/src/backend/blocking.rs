@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 use vhd::record::SECTOR;
 
 use super::FileCall;
-use crate::error::last_errno;
+use crate::error::{last_errno, retried};
 
 /// Executes a call. Its result is that of the system call, or a negative errno value.
 ///
@@ -22,9 +22,7 @@ pub unsafe fn execute(call: &FileCall) -> i32 {
             ..
         } => {
             // SAFETY: the caller vouches for the memory.
-            transferred(|| unsafe {
-                libc::pread64(fd, buffer.cast(), length, offset.cast_signed())
-            })
+            retried(|| unsafe { libc::pread64(fd, buffer.cast(), length, offset.cast_signed()) })
         }
         FileCall::Write {
             fd,
@@ -34,9 +32,7 @@ pub unsafe fn execute(call: &FileCall) -> i32 {
             ..
         } => {
             // SAFETY: the caller vouches for the memory.
-            transferred(|| unsafe {
-                libc::pwrite64(fd, buffer.cast(), length, offset.cast_signed())
-            })
+            retried(|| unsafe { libc::pwrite64(fd, buffer.cast(), length, offset.cast_signed()) })
         }
         FileCall::ReadVectored {
             fd,
@@ -46,7 +42,7 @@ pub unsafe fn execute(call: &FileCall) -> i32 {
             ..
         } => {
             // SAFETY: the caller vouches for the list and the memory.
-            transferred(|| unsafe {
+            retried(|| unsafe {
                 libc::preadv64(fd, vectors, count.cast_signed(), offset.cast_signed())
             })
         }
@@ -58,7 +54,7 @@ pub unsafe fn execute(call: &FileCall) -> i32 {
             ..
         } => {
             // SAFETY: the caller vouches for the list and the memory.
-            transferred(|| unsafe {
+            retried(|| unsafe {
                 libc::pwritev64(fd, vectors, count.cast_signed(), offset.cast_signed())
             })
         }
@@ -96,6 +92,18 @@ pub unsafe fn execute(call: &FileCall) -> i32 {
 ///
 /// The memory that the call names must be valid.
 pub unsafe fn read_at_once(call: &FileCall) -> Option<i32> {
+    let read = |fd, vectors: *const libc::iovec, count: u32, offset: u64| {
+        // SAFETY: the caller vouches for the list and the memory.
+        retried(|| unsafe {
+            libc::preadv2(
+                fd,
+                vectors,
+                count.cast_signed(),
+                offset.cast_signed(),
+                libc::RWF_NOWAIT,
+            )
+        })
+    };
     let result = match *call {
         FileCall::Read {
             fd,
@@ -108,16 +116,7 @@ pub unsafe fn read_at_once(call: &FileCall) -> Option<i32> {
                 iov_base: buffer.cast(),
                 iov_len: length,
             };
-            // SAFETY: the caller vouches for the memory.
-            transferred(|| unsafe {
-                libc::preadv2(
-                    fd,
-                    &raw const vector,
-                    1,
-                    offset.cast_signed(),
-                    libc::RWF_NOWAIT,
-                )
-            })
+            read(fd, &raw const vector, 1, offset)
         }
         FileCall::ReadVectored {
             fd,
@@ -127,16 +126,7 @@ pub unsafe fn read_at_once(call: &FileCall) -> Option<i32> {
             offset,
             cached: true,
         } => {
-            // SAFETY: the caller vouches for the list and the memory.
-            let result = transferred(|| unsafe {
-                libc::preadv2(
-                    fd,
-                    vectors,
-                    count.cast_signed(),
-                    offset.cast_signed(),
-                    libc::RWF_NOWAIT,
-                )
-            });
+            let result = read(fd, vectors, count, offset);
             // What is missing at the end is better read by one call than by one for each member.
             if usize::try_from(result) == Ok(length) {
                 result
@@ -150,22 +140,8 @@ pub unsafe fn read_at_once(call: &FileCall) -> Option<i32> {
     (result >= 0).then_some(result)
 }
 
-fn transferred(mut call: impl FnMut() -> isize) -> i32 {
-    loop {
-        let result = call();
-        if result >= 0 {
-            // The kernel transfers less than 2 GiB at a time.
-            return i32::try_from(result).unwrap_or(i32::MAX);
-        }
-        let error = last_errno();
-        if error != -libc::EINTR {
-            return error;
-        }
-    }
-}
-
 fn done(mut call: impl FnMut() -> i32) -> i32 {
-    transferred(|| call() as isize)
+    retried(|| call() as isize)
 }
 
 fn seek_hole(fd: RawFd, offset: u64, length: u64) -> i32 {
@@ -303,7 +279,7 @@ fn copy_data(from: RawFd, from_offset: u64, to: RawFd, to_offset: u64, length: u
         let rest = (length - copied) as usize;
         let result = if buffer.is_empty() {
             // SAFETY: both offsets are places for an i64.
-            transferred(|| unsafe {
+            retried(|| unsafe {
                 libc::copy_file_range(from, &raw mut source, to, &raw mut target, rest, 0)
             })
         } else {
@@ -334,10 +310,10 @@ fn copy_through(
     let length = rest.min(buffer.len());
     // SAFETY: the buffer has room for `length` bytes.
     let got =
-        transferred(|| unsafe { libc::pread64(from, buffer.as_mut_ptr().cast(), length, source) });
+        retried(|| unsafe { libc::pread64(from, buffer.as_mut_ptr().cast(), length, source) });
     if got <= 0 {
         return got;
     }
     // SAFETY: as above, and `got` is not more than `length`.
-    transferred(|| unsafe { libc::pwrite64(to, buffer.as_ptr().cast(), got as usize, target) })
+    retried(|| unsafe { libc::pwrite64(to, buffer.as_ptr().cast(), got as usize, target) })
 }

@@ -199,10 +199,6 @@ impl Backend for Threads {
         "threads"
     }
 
-    fn add_file(&mut self, _: RawFd) {}
-
-    fn remove_file(&mut self, _: RawFd) {}
-
     unsafe fn file(&mut self, token: Token, call: FileCall) {
         // SAFETY: the caller vouches for the memory until the event.
         match unsafe {

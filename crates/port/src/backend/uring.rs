@@ -163,6 +163,12 @@ impl Uring {
         unsafe { self.push(&entry) };
     }
 
+    /// An entry on a file, which is named by its slot if it is registered.
+    fn on(&self, fd: RawFd, entry: impl FnOnce(Fd) -> Entry) -> Entry {
+        let (file, flags) = self.registered.name(fd);
+        entry(file).flags(flags)
+    }
+
     fn delegate(&mut self, token: Token, call: FileCall) {
         if self.workers.is_none() {
             self.workers = Workers::new(WORKERS).ok();
@@ -215,52 +221,44 @@ impl Backend for Uring {
                 length,
                 offset,
                 ..
-            } => {
-                let (file, flags) = self.registered.name(fd);
+            } => self.on(fd, |file| {
                 opcode::Read::new(file, buffer, clamp(length))
                     .offset(offset)
                     .build()
-                    .flags(flags)
-            }
+            }),
             FileCall::Write {
                 fd,
                 buffer,
                 length,
                 offset,
                 ..
-            } => {
-                let (file, flags) = self.registered.name(fd);
+            } => self.on(fd, |file| {
                 opcode::Write::new(file, buffer, clamp(length))
                     .offset(offset)
                     .build()
-                    .flags(flags)
-            }
+            }),
             FileCall::ReadVectored {
                 fd,
                 vectors,
                 count,
                 offset,
                 ..
-            } => {
-                let (file, flags) = self.registered.name(fd);
+            } => self.on(fd, |file| {
                 opcode::Readv::new(file, vectors, count)
                     .offset(offset)
                     .build()
-                    .flags(flags)
-            }
+            }),
             FileCall::WriteVectored {
                 fd,
                 vectors,
                 count,
                 offset,
                 ..
-            } => {
-                let (file, flags) = self.registered.name(fd);
+            } => self.on(fd, |file| {
                 opcode::Writev::new(file, vectors, count)
                     .offset(offset)
                     .build()
-                    .flags(flags)
-            }
+            }),
             FileCall::Allocate {
                 fd,
                 mode,

@@ -12,8 +12,6 @@ impl Backend for Notes {
     fn name(&self) -> &'static str {
         "notes"
     }
-    fn add_file(&mut self, _: RawFd) {}
-    fn remove_file(&mut self, _: RawFd) {}
     unsafe fn file(&mut self, token: Token, call: FileCall) {
         self.0.push((token, call));
     }
