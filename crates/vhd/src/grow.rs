@@ -14,7 +14,7 @@ use crate::extend;
 use crate::format::bat;
 use crate::format::batmap;
 use crate::format::footer::DiskType;
-use crate::image::{Image, Layout, MAX_DYNAMIC_SIZE};
+use crate::image::{Blocks, Image, Layout, MAX_BAT_ENTRIES, MAX_DYNAMIC_SIZE};
 use crate::io::{Io, until};
 use crate::target::Target;
 
@@ -100,14 +100,24 @@ fn check(core: &mut Core, size: u64) -> Result<()> {
             "only a disk with a BAT grows while it is open",
         );
     };
-    let room = u64::from(blocks.header.max_table_entries)
-        .saturating_mul(u64::from(blocks.header.block_size))
-        .min(MAX_DYNAMIC_SIZE);
+    let room = room(blocks);
     if !size.is_multiple_of(512) || size < old || size > room {
         return Err(Error::invalid("size", "the open disk can't have it")
             .found(size, format!("a multiple of 512 from {old} to {room}")));
     }
     Ok(())
+}
+
+/// Bytes to which a disk with such blocks can grow.
+pub(crate) fn most_bytes(block_size: u32) -> u64 {
+    (MAX_BAT_ENTRIES * u64::from(block_size)).min(MAX_DYNAMIC_SIZE)
+}
+
+/// Bytes to which a disk can grow with the BAT that it has.
+pub(crate) fn room(blocks: &Blocks) -> u64 {
+    let block_size = blocks.header.block_size;
+    let entries = u64::from(blocks.header.max_table_entries);
+    (entries * u64::from(block_size)).min(most_bytes(block_size))
 }
 
 /// Looks at what there is behind the end of the disk. BAT entries in memory become unused.

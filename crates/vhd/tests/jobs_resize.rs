@@ -244,6 +244,9 @@ fn sizes_that_can_not_be_are_refused() {
         let refused = host.run_job(resize(sectors)).expect_err("no such size");
         assert_eq!(refused.errno, 22);
     }
+    // More blocks than an image can be opened with.
+    let refused = host.run_job(resize(((1 << 24) + 1) * PER_BLOCK));
+    assert_eq!(refused.expect_err("too many blocks").errno, 22);
     let fast = ResizeSpec {
         path: images::name(0),
         size: 8 * u64::from(BLOCK),

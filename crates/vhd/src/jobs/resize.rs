@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::format::footer::Footer;
 use crate::format::geometry::Geometry;
 use crate::grow;
-use crate::image::{Layout, MAX_DYNAMIC_SIZE};
+use crate::image::Layout;
 use crate::metadata::{Metadata, lost_footer};
 use crate::open::Driver;
 use crate::wants::Access;
@@ -59,7 +59,7 @@ async fn resize(context: &Context, metadata: &mut Metadata, spec: &ResizeSpec) -
         context.begin("resizing", 0);
         return metadata.resize_fixed(spec.size).await;
     };
-    check_size(spec.size, MAX_DYNAMIC_SIZE)?;
+    check_size(spec.size, grow::most_bytes(blocks.header.block_size))?;
     let block_size = u64::from(blocks.header.block_size);
     let entries = spec.size.div_ceil(block_size) as u32;
     let (count, room) = (blocks.count, blocks.header.max_table_entries);
