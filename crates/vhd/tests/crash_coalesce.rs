@@ -45,12 +45,16 @@ fn resumed(spec: &CoalesceSpec) -> CoalesceSpec {
     spec
 }
 
-/// A chain in which the image with index `child` fits into those below.
-fn growing(mut chain: Chain, child: usize) -> Chain {
-    let (upper, lower) = chain.levels.split_at_mut(child + 1);
-    let child = upper[child].sectors;
-    for level in lower {
-        level.sectors = level.sectors.max(child);
+/// A chain in which the image with index `child` fits into those below, or they grow; with `in_use`, without moving blocks.
+fn fitting(mut chain: Chain, child: usize, in_use: bool) -> Chain {
+    let sectors = chain.levels[child].sectors;
+    for index in child + 1..chain.levels.len() {
+        let grows = chain.grows(index);
+        let level = &mut chain.levels[index];
+        if !grows {
+            level.sectors = level.sectors.max(sectors);
+        }
+        level.room |= in_use;
     }
     chain
 }
@@ -127,7 +131,7 @@ fn of_merges() {
         let mut explorer = explorer.borrow_mut();
         explorer.begin(seed);
         let level = level.min(chain.levels.len() - 1);
-        let chain = growing(chain, 0);
+        let chain = fitting(chain, 0, false);
         let (files, contents) = chain.build();
         let spec = merge(level, sparse, interval);
         let merge = Merge {
@@ -165,6 +169,7 @@ fn a_record_that_runs_ahead_is_noticed() {
     let level = |bits| Level {
         bits: vec![bits; 40],
         sectors: SECTORS,
+        room: false,
     };
     let chain = Chain {
         levels: vec![level(0xffff), level(0x0ff1)],
@@ -236,7 +241,7 @@ fn a_reader_sees_nothing_of_a_merge() {
     let strategy = (chains(3..5, SECTORS), any::<bool>(), any::<u64>());
     let outcome = runner.run(&strategy, |(chain, sparse, seed)| {
         // The reader's leaf is not concerned: its parents are merged.
-        let chain = growing(chain, 1);
+        let chain = fitting(chain, 1, true);
         let (files, contents) = chain.build();
         let mut spec = merge(2, sparse, 8 << 10);
         spec.path = images::name(1);

@@ -88,7 +88,6 @@ proptest! {
         prop_assert!(chain.read(&host.files, 0).expect("the child opens") == contents[0]);
         let target = chain.read(&host.files, level).expect("the target opens");
         let (child, before) = (&contents[0], &contents[level]);
-        let raw = chain.driver(level) == Driver::Aio;
         match outcome {
             Ok(coalesced) => {
                 prop_assert_eq!(&coalesced.target, &images::name(level));
@@ -103,7 +102,7 @@ proptest! {
                 }
             }
             Err(error) => {
-                prop_assert!(before.len() < child.len() && !raw, "{}", error);
+                prop_assert!(before.len() < child.len() && !chain.grows(level), "{}", error);
                 prop_assert!(host.files == files);
             }
         }
@@ -194,10 +193,11 @@ fn the_target_must_be_an_ancestor_that_can_take_it() {
     let level = |sectors| Level {
         bits: bits.clone(),
         sectors,
+        room: false,
     };
     let chain = Chain {
         levels: vec![level(SECTORS), level(SECTORS), level(SECTORS - 1)],
-        root: Root::Dynamic,
+        root: Root::Fixed,
     };
     let (mut files, _) = chain.build();
     files.push(vec![0; 512]);
@@ -235,10 +235,12 @@ fn too_little_space_is_noticed_before_it_begins() {
     let full = Level {
         bits: vec![u64::MAX; 40],
         sectors: SECTORS,
+        room: false,
     };
     let empty = Level {
         bits: vec![0; 40],
         sectors: SECTORS,
+        room: false,
     };
     let root = Root::Dynamic;
     let levels = vec![full.clone(), empty, full];
@@ -267,6 +269,7 @@ fn children_are_told_by_what_they_say_of_their_parent() {
     let level = |bits| Level {
         bits: vec![bits; 40],
         sectors: SECTORS,
+        room: false,
     };
     for root in [Root::Dynamic, Root::Raw] {
         let levels = vec![level(3), level(3), level(3)];
@@ -303,10 +306,12 @@ fn sparse_copies_leave_zeros_out() {
         Level {
             bits,
             sectors: SECTORS,
+            room: false,
         },
         Level {
             bits: vec![0; 40],
             sectors: SECTORS,
+            room: false,
         },
     ];
     let chain = Chain {
@@ -335,11 +340,54 @@ fn sparse_copies_leave_zeros_out() {
 }
 
 #[test]
+fn a_smaller_target_grows_whatever_fails_on_the_way() {
+    let level = |bits, sectors, room| Level {
+        bits: vec![bits; 40],
+        sectors,
+        room,
+    };
+    for room in [false, true] {
+        // What is below the target is larger, and must not show behind the target's old end.
+        let levels = vec![
+            level(0x0ff1, SECTORS, false),
+            level(0xf00f, SECTORS - 100, room),
+            level(u64::MAX, SECTORS, false),
+        ];
+        let root = Root::Dynamic;
+        let chain = Chain { levels, root };
+        let (files, contents) = chain.build();
+        for failing in 0.. {
+            let mut host = Host::new(files.clone(), 64 << 10);
+            host.fail_operation(failing, -5);
+            let outcome = coalesce(&mut host, spec());
+            host.fault = None;
+            host.names.truncate(files.len());
+            host.files.truncate(files.len());
+            assert!(chain.read(&host.files, 0).expect("the child opens") == contents[0]);
+            chain.read(&host.files, 1).expect("the target opens");
+            if let Err(error) = &outcome {
+                assert_eq!(error.errno, 5, "{error}");
+                let mut next = Host::new(host.files.clone(), 64 << 10);
+                coalesce(&mut next, spec()).expect("it is merged");
+                host.files = next.files;
+            }
+            assert!(chain.read(&host.files, 0).expect("the child opens") == contents[0]);
+            assert!(chain.read(&host.files, 1).expect("the target opens") == contents[0]);
+            assert!(host.files[2] == files[2]);
+            if outcome.is_ok() {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
 fn a_cancelled_merge_goes_on_where_it_was() {
     let bits = vec![u64::MAX; 400];
     let level = |sectors| Level {
         bits: bits.clone(),
         sectors,
+        room: false,
     };
     let chain = Chain {
         levels: vec![level(4000), level(4000)],

@@ -10,6 +10,7 @@
 //! there are none.
 
 mod estimate;
+mod grow;
 mod merge;
 mod progress;
 
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::Context;
 use crate::chain;
 use crate::error::{Error, Result, errno};
-use crate::image::{Image, Layout};
+use crate::image::Image;
 use crate::open::Driver;
 use crate::wants::Access;
 
@@ -93,7 +94,7 @@ pub(super) async fn run(context: &Context, spec: &CoalesceSpec) -> Result<Coales
         None => open_in_place(context, spec).await?,
         Some(output) => open_sideways(context, spec, output).await?,
     };
-    check_target(&cut)?;
+    grow::check(&cut)?;
     let (mut progress, resumed_at) = progress::Keeper::open(context, spec, &cut).await?;
     let estimate = estimate::run(context, spec, &cut, resumed_at).await?;
     let mut coalesced = Coalesced {
@@ -107,9 +108,9 @@ pub(super) async fn run(context: &Context, spec: &CoalesceSpec) -> Result<Coales
         return Ok(coalesced);
     }
     estimate::check_space(&cut, &estimate)?;
-    grow(context, &mut cut).await?;
-    context.begin("merging", estimate.bytes + estimate.zero_bytes);
-    let done = merge::run(context, spec, cut, resumed_at, &mut progress).await?;
+    grow::prepare(context, spec, &mut cut).await?;
+    let work = estimate.bytes + estimate.zero_bytes;
+    let done = merge::run(context, spec, cut, work, resumed_at, &mut progress).await?;
     progress.finish(context).await?;
     coalesced.sectors = done.sectors;
     coalesced.zeroed = done.zeroed;
@@ -238,40 +239,4 @@ async fn level_of(context: &Context, path: &str, ancestor: &str) -> Result<usize
                 .in_file(path))
         }
     }
-}
-
-/// Refuses targets that can't take the data in.
-fn check_target(cut: &Cut) -> Result<()> {
-    let Some(target) = cut.lower.first() else {
-        return Ok(());
-    };
-    let is_raw = matches!(target.layout, Layout::Flat) && target.uuid.is_none();
-    let can_grow = is_raw && !target.block_device;
-    if target.sectors < cut.sectors && !can_grow {
-        return Err(
-            Error::invalid("footer", "the parent is smaller than its child")
-                .found(
-                    format!("{} bytes", target.sectors * 512),
-                    format!("at least {}; resize it first", cut.sectors * 512),
-                )
-                .in_file(&target.path),
-        );
-    }
-    Ok(())
-}
-
-/// Makes a raw target as large as the child's disk. Nothing shows behind its end, before as after: zeros.
-async fn grow(context: &Context, cut: &mut Cut) -> Result<()> {
-    let sectors = cut.sectors;
-    if let Some(target) = cut.lower.first_mut()
-        && target.sectors < sectors
-    {
-        context
-            .io
-            .truncate(target.file, sectors * 512)
-            .await
-            .map_err(|error| error.in_file(&target.path))?;
-        target.sectors = sectors;
-    }
-    Ok(())
 }

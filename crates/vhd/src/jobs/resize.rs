@@ -62,7 +62,7 @@ async fn resize(context: &Context, metadata: &mut Metadata, spec: &ResizeSpec) -
     check_size(spec.size, grow::most_bytes(blocks.header.block_size))?;
     let block_size = u64::from(blocks.header.block_size);
     let entries = spec.size.div_ceil(block_size) as u32;
-    let (count, room) = (blocks.count, blocks.header.max_table_entries);
+    let room = blocks.header.max_table_entries;
     if spec.size > metadata.footer.current_size {
         if entries > room && spec.fast {
             return Err(Error::invalid("size", "the BAT has no room for it").found(
@@ -71,9 +71,7 @@ async fn resize(context: &Context, metadata: &mut Metadata, spec: &ResizeSpec) -
             ));
         }
         if entries > room {
-            context.begin("moving blocks", 0);
-            metadata.drop_blocks(count).await?;
-            metadata.extend_table(entries).await?;
+            make_room(context, metadata, entries).await?;
         }
         return Ok(());
     }
@@ -90,4 +88,20 @@ async fn resize(context: &Context, metadata: &mut Metadata, spec: &ResizeSpec) -
     metadata.cut_to(entries).await?;
     metadata.trim().await?;
     metadata.write_batmap().await
+}
+
+/// Makes room in an image's BAT for `entries` entries. What the disk holds and its size stay as they are, at every moment.
+///
+/// # Errors
+/// Those of moving blocks, and an I/O error, after which it can be started again.
+pub(super) async fn make_room(
+    context: &Context,
+    metadata: &mut Metadata,
+    entries: u32,
+) -> Result<()> {
+    context.begin("moving blocks", 0);
+    // What the BAT names behind the end of the disk would become a part of it.
+    let count = metadata.blocks().map_or(0, |blocks| blocks.count);
+    metadata.drop_blocks(count).await?;
+    metadata.extend_table(entries).await
 }

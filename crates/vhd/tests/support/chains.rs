@@ -25,6 +25,8 @@ pub struct Level {
     /// A word for each block, which says over and over which sectors are present; none if it's a multiple of 4.
     pub bits: Vec<u64>,
     pub sectors: u64,
+    /// Its BAT has room for more blocks.
+    pub room: bool,
 }
 
 /// A chain, leaf first.
@@ -41,7 +43,11 @@ pub fn chains(
 ) -> impl Strategy<Value = Chain> {
     let size = prop_oneof![3 => Just(sectors), 1 => sectors * 3 / 4..sectors * 5 / 4];
     let bits = prop::collection::vec(any::<u64>(), sectors as usize / 8);
-    let level = (bits, size).prop_map(|(bits, sectors)| Level { bits, sectors });
+    let level = (bits, size, any::<bool>()).prop_map(|(bits, sectors, room)| Level {
+        bits,
+        sectors,
+        room,
+    });
     let root = prop_oneof![2 => Just(Root::Dynamic), 1 => Just(Root::Fixed), 1 => Just(Root::Raw)];
     (prop::collection::vec(level, depth), root).prop_map(|(levels, root)| Chain { levels, root })
 }
@@ -118,7 +124,17 @@ impl Chain {
             blocks: &blocks,
             fill: fill(index),
         };
-        images::build(&spec, disk)
+        let image = images::build(&spec, disk);
+        if level.room {
+            images::with_room(&image)
+        } else {
+            image
+        }
+    }
+
+    /// Whether an image of the chain can become as large as those above it.
+    pub fn grows(&self, index: usize) -> bool {
+        self.root != Root::Fixed || index + 1 < self.levels.len()
     }
 
     /// How an image of the chain is read.

@@ -108,6 +108,17 @@ pub fn build(spec: &Spec<'_>, disk: &mut [u8]) -> Vec<u8> {
     image
 }
 
+/// An image whose BAT has more entries than the disk has blocks: as many as there is room for in its sectors.
+pub fn with_room(image: &[u8]) -> Vec<u8> {
+    let mut file = image.to_vec();
+    let mut header = Header::decode(&file[512..]).expect("the header is good");
+    header.max_table_entries = header
+        .max_table_entries
+        .next_multiple_of(bat::ENTRIES_PER_SECTOR as u32);
+    file[512..1536].copy_from_slice(&header.encode());
+    file
+}
+
 /// An image as it is on a block device of `bytes` bytes, which holds something else wherever nothing was written.
 pub fn on_device(image: &[u8], bytes: usize) -> Vec<u8> {
     let (blocks, footer) = image.split_at(image.len() - 512);

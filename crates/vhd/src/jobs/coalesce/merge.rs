@@ -2,7 +2,7 @@
 //! copies at a time, without a pause where a record of the progress is due.
 
 use super::progress::Keeper;
-use super::{CoalesceSpec, Cut};
+use super::{CoalesceSpec, Cut, grow};
 use crate::chain;
 use crate::error::{Result, errno};
 use crate::format::bitmap;
@@ -24,7 +24,7 @@ pub(super) struct Done {
     pub(super) zeroed: u64,
 }
 
-/// Merges the sectors from `from` on. When it returns, what was written is durable, and the target is closed, also after
+/// Merges the sectors from `from` on, with `work` bytes to write. When it returns, what was written is durable, and the target is closed, also after
 /// an error where that was possible.
 ///
 /// # Errors
@@ -33,6 +33,7 @@ pub(super) async fn run(
     context: &Context,
     spec: &CoalesceSpec,
     cut: Cut,
+    work: u64,
     from: u64,
     keeper: &mut Keeper,
 ) -> Result<Done> {
@@ -57,7 +58,13 @@ pub(super) async fn run(
         reached: from,
         done: Done::default(),
     };
-    let mut outcome = merge.windows(sectors, keeper).await;
+    let mut outcome = match grow::open_target(context, &merge.target, sectors).await {
+        Ok(()) => {
+            context.begin("merging", work);
+            merge.windows(sectors, keeper).await
+        }
+        failed => failed,
+    };
     if outcome
         .as_ref()
         .is_err_and(|error| error.errno == errno::ECANCELED)
