@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use vhd::record;
-use vhd::{Access, Answer, Driver, FileSpec, ImageInfo, Job, JobSpec, OpenedFile, Outcome, Want};
+use vhd::{Answer, Driver, FileSpec, ImageInfo, Job, JobSpec, OpenedFile, Outcome};
 
 #[derive(Serialize)]
 pub(crate) struct Place {
@@ -61,68 +61,13 @@ struct OpenJob {
     path: String,
     read_only: bool,
     #[serde(flatten)]
-    opened: OpenedJson,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct OpenedJson {
-    file: u16,
-    size: u64,
-    block_device: bool,
-    #[serde(default)]
-    real_path: String,
-    #[serde(default)]
-    modified: u64,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
-enum WantJson {
-    Open {
-        path: String,
-        driver: Driver,
-        access: AccessName,
-    },
-    Close {
-        file: u16,
-    },
-    Remove {
-        path: String,
-    },
-    FreeSpace {
-        file: u16,
-    },
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-enum AccessName {
-    Inspect,
-    Read,
-    Parent,
-    Merge,
-    Write,
-    Create,
-}
-
-impl From<Access> for AccessName {
-    fn from(access: Access) -> Self {
-        match access {
-            Access::Inspect => Self::Inspect,
-            Access::Read => Self::Read,
-            Access::Parent => Self::Parent,
-            Access::Merge => Self::Merge,
-            Access::Write => Self::Write,
-            Access::Create => Self::Create,
-        }
-    }
+    opened: OpenedFile,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 enum AnswerJson {
-    Opened(OpenedJson),
+    Opened(OpenedFile),
     Done {},
     FreeSpace(u64),
     Errno(i32),
@@ -159,7 +104,7 @@ struct Failure<'a> {
     errno: i32,
 }
 
-/// The JSON of a value of this module.
+/// The JSON of a value: of this module, a want, or how far a job is.
 pub(crate) fn to_string(value: &impl Serialize) -> String {
     // Nothing here has maps with other keys than strings or fails to serialise by itself.
     serde_json::to_string(value).unwrap_or_default()
@@ -191,24 +136,6 @@ pub(crate) fn job_spec(json: &str) -> Result<JobSpec, String> {
     serde_json::from_str(json).map_err(|error| error.to_string())
 }
 
-/// The JSON of a want, `null` if there is none.
-pub(crate) fn want(want: Option<Want>) -> String {
-    to_string(&want.map(|want| match want {
-        Want::Open {
-            path,
-            driver,
-            access,
-        } => WantJson::Open {
-            path,
-            driver,
-            access: access.into(),
-        },
-        Want::Close { file } => WantJson::Close { file },
-        Want::Remove { path } => WantJson::Remove { path },
-        Want::FreeSpace { file } => WantJson::FreeSpace { file },
-    }))
-}
-
 /// The answer to a want.
 ///
 /// # Errors
@@ -216,13 +143,7 @@ pub(crate) fn want(want: Option<Want>) -> String {
 pub(crate) fn answer(json: &str) -> Result<Result<Answer, i32>, String> {
     let answer = serde_json::from_str(json).map_err(|error| error.to_string())?;
     Ok(Ok(match answer {
-        AnswerJson::Opened(opened) => Answer::Opened(OpenedFile {
-            file: opened.file,
-            size: opened.size,
-            block_device: opened.block_device,
-            real_path: opened.real_path,
-            modified: opened.modified,
-        }),
+        AnswerJson::Opened(opened) => Answer::Opened(opened),
         AnswerJson::Done {} => Answer::Done,
         AnswerJson::FreeSpace(bytes) => Answer::FreeSpace(bytes),
         AnswerJson::Errno(errno) => return Ok(Err(errno)),

@@ -100,7 +100,7 @@ impl Engine {
     /// JSON: what the running job wants of the host, an object whose one property is named as a [`vhd::Want`], such as
     /// `{"open":{"path","driver","access"}}`; else `null`. Each want is told once, and answered by [`Engine::provide`].
     pub fn want(&mut self) -> String {
-        json::want(self.engine.want())
+        json::to_string(&self.engine.want())
     }
 
     /// Answers the last want, by JSON: an object whose one property is named as a [`vhd::Answer`], such as

@@ -6,12 +6,15 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result, errno};
 use crate::io::until;
 use crate::open::{Driver, FileSpec};
 
 /// What a job will do with a file, and so which other users of it are in the way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Access {
     /// Read, though others may be writing: for looking at images in use.
     Inspect,
@@ -27,8 +30,9 @@ pub enum Access {
     Create,
 }
 
-/// What a job wants of the host that only the host can do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What a job wants of the host that only the host can do. As JSON: an object with the variant's name as its property.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Want {
     /// Open this file. Answered by [`Answer::Opened`].
     Open {
@@ -57,7 +61,8 @@ pub enum Want {
 }
 
 /// A file that the host has opened.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct OpenedFile {
     /// The host's number of the file.
     pub file: u16,
@@ -66,8 +71,10 @@ pub struct OpenedFile {
     /// Whether it is a block device, which can't grow.
     pub block_device: bool,
     /// Its path without symbolic links: names of parents are relative to the folder there.
+    #[serde(default)]
     pub real_path: String,
     /// When it was modified last, Unix time in seconds.
+    #[serde(default)]
     pub modified: u64,
 }
 
