@@ -3,6 +3,7 @@
  * completions (`reference/`). What a command does with an image is not here.
  */
 
+import { setImmediate } from "node:timers/promises";
 import { styleText } from "node:util";
 import prettyBytes from "pretty-bytes";
 import { interrupt } from "./interrupt.ts";
@@ -40,12 +41,28 @@ export function formatBytes(bytes: number): string {
   return prettyBytes(bytes, { binary: true });
 }
 
-/** Has the program end as others do when nobody reads its output any more. To be called once, early. */
-export function survivePipes(): void {
+/** The exit status of a program whose output was lost. */
+let lostOutput: number | undefined;
+
+/**
+ * Has the program end when standard output can't be written: quietly when nobody reads it any more, as others do, and with
+ * the status that `statusOf` yields for everything else. To be called once, early.
+ */
+export function watchOutput(name: string, statusOf: (error: Error) => number): void {
   process.stdout.on("error", (error: NodeJS.ErrnoException) => {
-    if (error.code !== "EPIPE") throw error;
-    interrupt(BROKEN_PIPE_STATUS);
+    if (lostOutput !== undefined) return;
+    const unread = error.code === "EPIPE";
+    if (!unread) say(`${name}: standard output: ${error.message}`);
+    lostOutput = unread ? BROKEN_PIPE_STATUS : statusOf(error);
+    interrupt(lostOutput);
   });
   // Nobody is left to be told.
   process.stderr.on("error", () => {});
+}
+
+/** Ends the program: with `status`, `process.exitCode` if there is none, or with another one when its output was lost. */
+export async function endProgram(status?: number): Promise<never> {
+  // Whether what was printed last could be written is told a moment later.
+  await setImmediate();
+  process.exit(lostOutput ?? status ?? process.exitCode);
 }

@@ -3,7 +3,7 @@ import type * as z from "zod";
 import packageJson from "../../../package.json" with { type: "json" };
 import { describeIssue } from "./arguments.ts";
 import { explain, ToolError, UsageError } from "./failure.ts";
-import { say, styled, survivePipes } from "./output.ts";
+import { endProgram, say, styled, watchOutput } from "./output.ts";
 
 /** The version of all commands. */
 export const version: string = packageJson.version;
@@ -94,14 +94,14 @@ export const ordinaryStatuses: Statuses = { usage: 2, failure: () => 1 };
  * with another status than 0 sets `process.exitCode`.
  */
 export async function runTool(tool: ToolCommand, statuses: Statuses = ordinaryStatuses): Promise<never> {
-  survivePipes();
+  watchOutput(tool.name(), statuses.failure);
   try {
     await tool.parseAsync();
   } catch (error) {
-    process.exit(report(tool.name(), error, statuses));
+    return await endProgram(report(tool.name(), error, statuses));
   }
   // Something that still waits for somebody else must not keep the program.
-  process.exit();
+  return await endProgram();
 }
 
 /** Says what went wrong; yields the exit status. */

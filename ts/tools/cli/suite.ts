@@ -4,7 +4,7 @@ import { constants } from "node:os";
 import { errnoValue, explain, ToolError, UsageError } from "./failure.ts";
 import { getopt, type OptionSpec, type OptionSpecs, type Parsed, referenceOptions } from "./getopt.ts";
 import { type Jobs, withJobs } from "./jobs.ts";
-import { print, say, styled, survivePipes } from "./output.ts";
+import { endProgram, print, say, styled, watchOutput } from "./output.ts";
 import { formatExamples, type Manual, version } from "./program.ts";
 import type { Reference, ReferenceArgument } from "./reference/model.ts";
 
@@ -148,9 +148,9 @@ export function suiteReference({ name, summary, manual, commands }: Suite): Refe
 
 /** Runs the command that the program's arguments name, and exits. */
 export async function runSuite(suite: Suite): Promise<never> {
-  survivePipes();
+  watchOutput(suite.name, errnoValue);
   const [name, ...args] = process.argv.slice(2);
-  process.exit(await dispatch(suite, name, args));
+  return await endProgram(await dispatch(suite, name, args));
 }
 
 async function dispatch(suite: Suite, name: string | undefined, args: readonly string[]): Promise<number> {
