@@ -4,7 +4,8 @@ import { chmodSync, mkdirSync, readdirSync, readFileSync, statSync, truncateSync
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { MIB, pattern, SECTOR, sha256 } from "./support/data.ts";
-import { RunningProgram, temporaryDirectory } from "./support/run.ts";
+import { loopDevice } from "./support/loop.ts";
+import { RunningProgram, temporaryDirectory, until } from "./support/run.ts";
 import { builtCommand, runIn, type ToolResult, vhdUtilIn, writeDisk } from "./support/tools.ts";
 
 const KIB = 1024;
@@ -482,6 +483,59 @@ describe("more than the original", () => {
     expect(input(["--size", "21M", "-", "in2.vhd"], content)).toMatchObject({ status: 22 });
     expect(input(["-", "in2.vhd"], content)).toMatchObject({ status: 22 });
     expect(() => statSync(path("in2.vhd"))).toThrow();
+  });
+
+  test("leaves nothing behind when a conversion is interrupted, or fails", async () => {
+    const { folder, vhdUtil, path } = repository();
+    said(vhdUtil("create", "-n", "a.vhd", "-s", "4"));
+    runIn(folder, "mkfifo", ["pipe"]);
+    const convert = (options: string) =>
+      new RunningProgram("bash", ["-c", `exec "${builtCommand("vhd-util")}" convert ${options} <> pipe`], {
+        cwd: folder,
+      });
+    const left = () => readdirSync(folder).filter((name) => name !== "pipe" && name !== "a.vhd");
+    for (const options of ["--size 20M - b.vhd", "--size 20M --to raw - b.img", "--from vhd - b.vhd"]) {
+      const running = convert(options);
+      await until("it has begun", () => left().length > 0);
+      running.signal("SIGINT");
+      expect(await running.outcome(10), options).toMatchObject({
+        status: 130,
+        stderr: "vhd-util convert: interrupted\n",
+      });
+      expect(left(), options).toEqual([]);
+    }
+    expect((await convert("--size 1024T --to raw - huge.img").outcome(10)).status).toBe(27);
+    expect(left()).toEqual([]);
+    writeFileSync(path("odd.img"), Buffer.alloc(1000, 1));
+    for (const target of ["-", "b.vhd"]) {
+      const { status, stderr, stdout } = vhdUtil("convert", "--from", "raw", "odd.img", target);
+      expect(status).toBe(22);
+      expect(stderr).toMatch(
+        /odd\.img: raw image: its last 488 bytes .*: found 1000 bytes, expected a multiple of 512/,
+      );
+      expect(stdout.length).toBe(0);
+    }
+    expect(left()).toEqual(["odd.img"]);
+  });
+
+  test("a block device stays when what it shall hold doesn't come", async ({ skip }) => {
+    const { folder, vhdUtil, path } = repository();
+    writeFileSync(path("back.img"), Buffer.alloc(20 * MIB));
+    const device = await loopDevice(path("back.img"));
+    if (device === undefined) return skip("loop devices are not permitted here");
+    const named = path("device");
+    runIn(folder, "cp", ["-a", device, named]);
+    const input = pattern(MIB, 1);
+    const { status, stderr } = runIn(
+      folder,
+      builtCommand("vhd-util"),
+      ["convert", "--from", "raw", "--size", "4M", "-", named],
+      { input },
+    );
+    expect(status).toBe(22);
+    expect(stderr).toMatch(/only 1048576 bytes came, but --size is 4194304; what .*device has now is incomplete/);
+    expect(statSync(named).isBlockDevice()).toBe(true);
+    expect(vhdUtil("query", "-v", "-n", named).status).toBe(0);
   });
 
   test("ends quietly when nobody reads on", async () => {

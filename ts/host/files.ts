@@ -3,7 +3,7 @@
  * of files are moved by the port; only what concerns a file as such (name, locks, space) is done here.
  */
 
-import { closeSync, fsyncSync, openSync, realpathSync, rmSync, statfsSync, statSync } from "node:fs";
+import { closeSync, fsyncSync, ftruncateSync, openSync, realpathSync, rmSync, statfsSync, statSync } from "node:fs";
 import { dirname } from "node:path";
 import type { Access, Answer, OpenedFile, Want } from "../engine/engine.ts";
 import { errnoOf } from "../tapdisk/errors.ts";
@@ -103,8 +103,23 @@ export class HostFiles {
   }
 }
 
+/** Makes a new file of zeros, durably; what fails leaves nothing behind. */
+export function makeRawFile(path: string, size: number): void {
+  const file = openSync(path, "wx");
+  try {
+    ftruncateSync(file, size);
+    fsyncSync(file);
+  } catch (error) {
+    rmSync(path, { force: true });
+    throw error;
+  } finally {
+    closeSync(file);
+  }
+  syncFolder(path);
+}
+
 /** Makes what happened to a name durable. */
-function syncFolder(path: string): void {
+export function syncFolder(path: string): void {
   const folder = openSync(dirname(path), "r");
   try {
     fsyncSync(folder);

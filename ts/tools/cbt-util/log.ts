@@ -7,7 +7,7 @@
 import { randomUUID } from "node:crypto";
 import { closeSync, fstatSync, fsyncSync, openSync, readSync, renameSync, rmSync, writeSync } from "node:fs";
 import { constants } from "node:os";
-import { dirname } from "node:path";
+import { syncFolder } from "../../host/files.ts";
 import { ToolError } from "../cli/failure.ts";
 
 const { EINVAL, EIO } = constants.errno;
@@ -108,12 +108,7 @@ export function writeLog(path: string, log: CbtLog): void {
   } finally {
     closeSync(file);
   }
-  const folder = openSync(dirname(path), "r");
-  try {
-    fsyncSync(folder);
-  } finally {
-    closeSync(folder);
-  }
+  syncFolder(path);
 }
 
 function modeOf(path: string): number {

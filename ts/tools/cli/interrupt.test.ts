@@ -30,3 +30,29 @@ it("a signal asks work to end, once, and a second one ends the program unless th
   });
   exit.mockRestore();
 });
+
+it("work that is part of other work is asked to end with it", async () => {
+  const exit = vi.spyOn(process, "exit").mockImplementation((status) => {
+    throw new Error(`exit ${status}`);
+  });
+  vi.resetModules();
+  const fresh = await import("./interrupt.ts");
+  const stops: string[] = [];
+  const before = process.listenerCount("SIGTERM");
+  await fresh.interruptible(
+    () => stops.push("whole"),
+    async () => {
+      await fresh.interruptible(
+        () => stops.push("part"),
+        async () => {
+          process.emit("SIGTERM", "SIGTERM");
+        },
+      );
+      expect(process.listenerCount("SIGTERM")).toBe(before + 1);
+    },
+  );
+  expect(stops).toEqual(["part", "whole"]);
+  expect(exit).not.toHaveBeenCalled();
+  expect(process.listenerCount("SIGTERM")).toBe(before);
+  exit.mockRestore();
+});

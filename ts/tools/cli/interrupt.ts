@@ -36,15 +36,20 @@ function onSignal(signal: NodeJS.Signals): void {
 
 /**
  * Runs `work`, which a signal asks to end by calling `stop`. A second signal ends the program, unless the work is `patient`:
- * then it is ended by itself alone.
+ * then it is ended by itself alone. Work may be part of other work: then both are asked.
  */
 export async function interruptible<T>(stop: () => void, work: () => Promise<T>, patient = false): Promise<T> {
-  running = { stop, patient };
-  for (const signal of SIGNALS) process.on(signal, onSignal);
+  const whole = running;
+  const stopBoth = () => {
+    stop();
+    whole?.stop();
+  };
+  running = { stop: stopBoth, patient };
+  if (whole === undefined) for (const signal of SIGNALS) process.on(signal, onSignal);
   try {
     return await work();
   } finally {
-    for (const signal of SIGNALS) process.off(signal, onSignal);
-    running = undefined;
+    running = whole;
+    if (whole === undefined) for (const signal of SIGNALS) process.off(signal, onSignal);
   }
 }

@@ -1,5 +1,6 @@
-import { closeSync, fsyncSync, ftruncateSync, openSync, statSync } from "node:fs";
+import { statSync } from "node:fs";
 import { constants } from "node:os";
+import { makeRawFile } from "../../host/files.ts";
 import { errnoOf } from "../../tapdisk/errors.ts";
 import { errnoValue, UsageError } from "../cli/failure.ts";
 import { parseNumber } from "../cli/getopt.ts";
@@ -62,13 +63,7 @@ const create = suiteCommand("td-util", {
       return EINVAL;
     }
     // New space reads as zeros. An existing file is not taken, as nowhere here.
-    const file = openSync(path, "wx", 0o644);
-    try {
-      ftruncateSync(file, mebibytes * MIB);
-      fsyncSync(file);
-    } finally {
-      closeSync(file);
-    }
+    makeRawFile(path, mebibytes * MIB);
     return 0;
   },
 });

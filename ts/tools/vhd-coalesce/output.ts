@@ -1,9 +1,9 @@
 /** The new image of a merge sideways: it is made under another name, and gets its own when everything is in it. */
 
 import { randomUUID } from "node:crypto";
-import { closeSync, existsSync, fsyncSync, ftruncateSync, openSync, renameSync, rmSync } from "node:fs";
-import { dirname } from "node:path";
+import { existsSync, renameSync, rmSync } from "node:fs";
 import * as z from "zod";
+import { makeRawFile, syncFolder } from "../../host/files.ts";
 import { ToolError } from "../cli/failure.ts";
 import type { Jobs } from "../cli/jobs.ts";
 import type { Format } from "./command.ts";
@@ -36,7 +36,7 @@ export async function prepareOutput(
   }
   const now = Math.floor(Date.now() / 1000);
   if (format === "raw") {
-    makeRaw(path, size);
+    makeRawFile(path, size);
   } else if (parent === undefined) {
     await jobs.run({ job: "create", path, type: format, size, uuid: randomUUID(), now }, z.unknown());
   } else {
@@ -54,25 +54,5 @@ export async function prepareOutput(
 export function finishOutput(output: string): void {
   if (existsSync(output)) throw new ToolError(`${output} exists already; the new image is ${partialPath(output)}`);
   renameSync(partialPath(output), output);
-  syncFolder(dirname(output));
-}
-
-function makeRaw(path: string, size: number): void {
-  const file = openSync(path, "wx");
-  try {
-    ftruncateSync(file, size);
-    fsyncSync(file);
-  } finally {
-    closeSync(file);
-  }
-  syncFolder(dirname(path));
-}
-
-function syncFolder(path: string): void {
-  const folder = openSync(path, "r");
-  try {
-    fsyncSync(folder);
-  } finally {
-    closeSync(folder);
-  }
+  syncFolder(output);
 }

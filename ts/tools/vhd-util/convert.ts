@@ -1,22 +1,13 @@
-import {
-  closeSync,
-  createWriteStream,
-  fstatSync,
-  fsyncSync,
-  ftruncateSync,
-  mkdtempSync,
-  openSync,
-  read as readCallback,
-  rmSync,
-} from "node:fs";
+import { createWriteStream, fstatSync, mkdtempSync, rmSync, statSync } from "node:fs";
 import { constants, tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { pipeline } from "node:stream/promises";
-import { setTimeout } from "node:timers/promises";
-import { promisify } from "node:util";
 import * as z from "zod";
+import { makeRawFile } from "../../host/files.ts";
 import { size as sizeSchema } from "../cli/arguments.ts";
-import { ToolError, UsageError } from "../cli/failure.ts";
+import { errnoValue, explain, ToolError, UsageError } from "../cli/failure.ts";
+import { StandardInput } from "../cli/input.ts";
+import { interrupted, interruptible } from "../cli/interrupt.ts";
 import type { Jobs } from "../cli/jobs.ts";
 import { writeOut } from "../cli/raw-output.ts";
 import { suiteCommand } from "../cli/suite.ts";
@@ -32,7 +23,6 @@ const STDIN = 0;
 const MAX_SIZE = 2 ** 50;
 const formats = ["raw", "fixed", "dynamic"] as const;
 type Format = (typeof formats)[number];
-const readFile = promisify(readCallback);
 
 /** A disk to read from. */
 interface Source {
@@ -119,6 +109,14 @@ export const convert = suiteCommand("vhd-util", {
 async function fromFile(jobs: Jobs, source: Omit<Source, "size">, target: string, format: Format): Promise<void> {
   const image = await describeImage(jobs, source.path, { driver: source.driver });
   if (image.problem !== null) throw new ToolError(image.problem.message, image.problem.errno);
+  const rest = source.driver === "aio" ? image.fileSize % SECTOR : 0;
+  if (rest > 0) {
+    const message = `raw image: its last ${rest} bytes are no whole sector, and would be lost`;
+    throw new ToolError(
+      `${source.path}: ${message}: found ${image.fileSize} bytes, expected a multiple of ${SECTOR}`,
+      EINVAL,
+    );
+  }
   if (target === "-") await toPipe(jobs, { ...source, size: Number(image.size) }, format);
   else await jobs.run({ job: "convert", ...source, target, format, ...identity() }, z.null());
 }
@@ -128,29 +126,33 @@ async function spooled(target: string, use: (path: string) => Promise<void>): Pr
   const folder = mkdtempSync(join(target === "-" ? tmpdir() : dirname(target), ".vhd-util-"));
   try {
     const path = join(folder, "spool.vhd");
-    await pipeline(process.stdin, createWriteStream(path));
+    await untilInterrupted(() => pipeline(process.stdin, createWriteStream(path)));
     await use(path);
   } finally {
     rmSync(folder, { recursive: true, force: true });
   }
 }
 
-/** Makes the target, an empty disk. */
+/** Reads standard input for `work`; a signal ends that with an error, so that nothing is left behind. */
+async function untilInterrupted(work: () => Promise<void>): Promise<void> {
+  try {
+    await interruptible(() => process.stdin.destroy(new ToolError("interrupted")), work);
+  } catch (error) {
+    const status = interrupted();
+    throw status === undefined ? error : new ToolError(explain(error), status);
+  }
+}
+
+/** Makes the target, an empty disk. What fails leaves nothing behind. */
 async function makeTarget(jobs: Jobs, path: string, format: Format, size: number): Promise<void> {
   if (format !== "raw") {
     await jobs.run({ job: "create", path, type: format, size, ...identity() }, z.null());
     return;
   }
-  const file = openSync(path, "wx", 0o666);
-  try {
-    ftruncateSync(file, size);
-    fsyncSync(file);
-  } finally {
-    closeSync(file);
-  }
+  makeRawFile(path, size);
 }
 
-/** Makes the target and lets `fill` write it; what fails leaves nothing behind. */
+/** Makes the target and lets `fill` write it; what fails leaves nothing behind, but on a block device. */
 async function making(
   jobs: Jobs,
   path: string,
@@ -162,6 +164,10 @@ async function making(
   try {
     await fill();
   } catch (error) {
+    if (statSync(path).isBlockDevice()) {
+      const status = error instanceof ToolError ? error.status : errnoValue(error);
+      throw new ToolError(`${explain(error)}; what ${path} has now is incomplete`, status);
+    }
     rmSync(path, { force: true });
     throw error;
   }
@@ -191,29 +197,16 @@ async function toPipe(jobs: Jobs, source: Source, format: Format): Promise<void>
   });
 }
 
-/** Reads standard input until there are as many bytes as fit, or no more come. */
-async function fill(bytes: Uint8Array): Promise<number> {
-  let done = 0;
-  while (done < bytes.length) {
-    try {
-      const { bytesRead } = await readFile(STDIN, bytes, done, bytes.length - done, null);
-      if (bytesRead === 0) break;
-      done += bytesRead;
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== "EAGAIN") throw error;
-      await setTimeout(1);
-    }
-  }
-  return done;
-}
-
 async function fromPipe(jobs: Jobs, size: number, path: string, format: Format): Promise<void> {
-  await making(jobs, path, format, size, async () => {
-    await jobs.withDisk({ path, driver: driverOf(format), access: "write" }, async (output) => {
-      const got = await output.write(0, Math.ceil(size / SECTOR), fill, true);
-      const more = await fill(new Uint8Array(1));
-      if (more > 0) throw new ToolError(`more than ${size} bytes came: --size is too small`, EINVAL);
-      if (got < size) throw new ToolError(`only ${got} bytes came, but --size is ${size}`, EINVAL);
-    });
-  });
+  const input = new StandardInput();
+  await untilInterrupted(() =>
+    making(jobs, path, format, size, () =>
+      jobs.withDisk({ path, driver: driverOf(format), access: "write" }, async (output) => {
+        const got = await output.write(0, Math.ceil(size / SECTOR), (bytes) => input.fill(bytes), true);
+        const more = await input.fill(new Uint8Array(1));
+        if (more > 0) throw new ToolError(`more than ${size} bytes came: --size is too small`, EINVAL);
+        if (got < size) throw new ToolError(`only ${got} bytes came, but --size is ${size}`, EINVAL);
+      }),
+    ),
+  );
 }
