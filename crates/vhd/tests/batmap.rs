@@ -4,40 +4,25 @@ mod support;
 
 use support::Host;
 use support::batmap::{Parts, change_header, full_blocks, with_batmap};
-use support::images::{self, Parent, Spec, uuid};
+use support::images::{
+    self, Parent, SMALL_BLOCK as BLOCK, SMALL_BLOCKS as BLOCKS, SMALL_SIZE as SIZE, uuid,
+};
 use vhd::Driver;
 use vhd::format::batmap::{self, Batmap, KeyHash};
 use vhd::format::footer::DiskType;
 use vhd::jobs::CreateSpec;
 use vhd::record::{OpKind, RequestKind};
 
-const BLOCK: u32 = 8192;
 const PER_BLOCK: u32 = BLOCK / 512;
-const BLOCKS: u64 = 20;
-const SIZE: u64 = BLOCKS * BLOCK as u64;
 const HALF: u64 = 0xff;
 
 /// A dynamic image, or a child of one that is all fives.
 fn files(blocks: &[(u32, u64)], full: &[u32], has_parent: bool) -> Vec<Vec<u8>> {
-    let build = |index: usize, parent: Option<Parent>, blocks: &[(u32, u64)], fill| {
-        let spec = Spec {
-            uuid: uuid(index),
-            size: SIZE,
-            block_size: BLOCK,
-            parent,
-            blocks,
-            fill,
-        };
-        images::build(&spec, &mut vec![0; SIZE as usize])
-    };
-    let parent = has_parent.then(|| Parent {
-        uuid: uuid(1),
-        locator: (*b"W2ku", images::name(1)),
-    });
-    let whole: Vec<(u32, u64)> = (0..BLOCKS as u32).map(|block| (block, u64::MAX)).collect();
-    let mut files = vec![with_batmap(&build(0, parent, blocks, |_| 7), full)];
+    let parent = has_parent.then(|| Parent::named(1));
+    let whole: Vec<(u32, u64)> = (0..BLOCKS).map(|block| (block, u64::MAX)).collect();
+    let mut files = vec![with_batmap(&images::small(0, parent, blocks, |_| 7), full)];
     if has_parent {
-        files.push(build(1, None, &whole, |_| 5));
+        files.push(images::small(1, None, &whole, |_| 5));
     }
     files
 }

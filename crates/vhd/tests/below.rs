@@ -238,10 +238,7 @@ fn interleaved(depth: usize, blocks: usize) -> (Vec<Vec<u8>>, Vec<u8>) {
             .filter(|sector| sector % depth == index)
             .fold(0, |bits, sector| bits | (1_u64 << sector));
         let list: Vec<(u32, u64)> = (0..blocks as u32).map(|block| (block, bits)).collect();
-        let parent = (index + 1 < depth).then(|| Parent {
-            uuid: uuid(index + 1),
-            locator: (*b"W2ku", images::name(index + 1)),
-        });
+        let parent = (index + 1 < depth).then(|| Parent::named(index + 1));
         let spec = Spec {
             uuid: uuid(index),
             size: (blocks * BLOCK) as u64,

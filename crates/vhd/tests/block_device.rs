@@ -3,15 +3,12 @@
 mod support;
 
 use support::Host;
-use support::images::{self, Parent, Spec, uuid};
+use support::images::{self, Parent, SMALL_BLOCK as BLOCK, SMALL_SIZE as SIZE};
 use vhd::Driver;
 use vhd::format::footer::Footer;
 use vhd::record::{OpKind, RequestKind};
 
-const BLOCK: u32 = 8192;
 const PER_BLOCK: u64 = BLOCK as u64 / 512;
-const BLOCKS: u64 = 20;
-const SIZE: u64 = BLOCKS * BLOCK as u64;
 /// Sectors from one block to the next, with their data aligned.
 const STRIDE: usize = 24;
 /// Sector of the first block: behind footer, header and a sector of BAT.
@@ -19,15 +16,7 @@ const FIRST: usize = 7;
 const ENOSPC: i32 = -28;
 
 fn image(blocks: &[(u32, u64)], parent: Option<Parent>) -> Vec<u8> {
-    let spec = Spec {
-        uuid: uuid(0),
-        size: SIZE,
-        block_size: BLOCK,
-        parent,
-        blocks,
-        fill: |_| 7,
-    };
-    images::build(&spec, &mut vec![0; SIZE as usize])
+    images::small(0, parent, blocks, |_| 7)
 }
 
 /// A device with room for so many more blocks behind the image's.
@@ -139,19 +128,8 @@ fn a_block_where_the_footer_goes_is_refused() {
 
 #[test]
 fn a_child_keeps_its_parent_in_sight() {
-    let parent = image(&[(0, u64::MAX), (1, u64::MAX)], None);
-    let named = Parent {
-        uuid: uuid(1),
-        locator: (*b"W2ku", images::name(1)),
-    };
-    let mut parent_footer = Footer::decode(&parent).expect("the footer is good");
-    parent_footer.uuid = uuid(1);
-    let end = parent.len() - 512;
-    let mut parent = parent;
-    for at in [0, end] {
-        parent[at..at + 512].copy_from_slice(&parent_footer.encode());
-    }
-    let child = image(&[], Some(named));
+    let parent = images::small(1, None, &[(0, u64::MAX), (1, u64::MAX)], |_| 7);
+    let child = image(&[], Some(Parent::named(1)));
     let mut host = host(vec![images::on_device(&child, 200 * 512), parent]);
     host.open(Driver::Vhd, false).expect("the chain opens");
     assert_eq!(write(&mut host, 2, 1), 0);

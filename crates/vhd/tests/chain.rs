@@ -84,10 +84,7 @@ fn a_long_chain_is_served() {
             _ if last => vec![(15, u64::MAX)],
             _ => Vec::new(),
         };
-        let parent = Parent {
-            uuid: uuid(index + 1),
-            locator: (*b"W2ku", images::name(index + 1)),
-        };
+        let parent = Parent::named(index + 1);
         let fill: fn(u64) -> u8 = |sector| (sector / 8) as u8 + 1;
         images::build(
             &Spec {
@@ -114,10 +111,7 @@ fn thirty_of_the_largest_images_are_a_chain() {
     const DEPTH: usize = 30;
     let image = |index: usize| {
         let last = index + 1 == DEPTH;
-        let parent = Parent {
-            uuid: uuid(index + 1),
-            locator: (*b"W2ku", images::name(index + 1)),
-        };
+        let parent = Parent::named(index + 1);
         let blocks = [(1_000_000, u64::MAX)];
         images::build(
             &Spec {
@@ -191,10 +185,7 @@ fn a_missing_or_wrong_parent_is_named() {
 
 #[test]
 fn a_loop_is_noticed() {
-    let back = Parent {
-        uuid: uuid(0),
-        locator: (*b"W2ku", images::name(0)),
-    };
+    let back = Parent::named(0);
     let files = vec![child(0, b"W2ku", &images::name(1)), image(1, Some(back))];
     let error = Host::new(files, 512)
         .open(Driver::Vhd, true)

@@ -5,44 +5,12 @@ mod support;
 use proptest::prelude::*;
 use support::Host;
 use support::chains::{Chain, Level, Root, chains};
+use support::disks::{Disk, SECTORS};
 use support::images::{self, Parent, Spec, uuid};
 use vhd::format::uuid::Uuid;
 use vhd::jobs::{Child, ChildrenSpec, CoalesceSpec, Coalesced, MapSpec, OutputSpec, RecordSpec};
 use vhd::record::OpKind;
 use vhd::{Driver, JobSpec, Outcome};
-
-const SECTORS: u64 = 300;
-const SIZE: u64 = SECTORS * 512;
-
-/// An image of a chain with the sectors that `bits` name, one word for each block.
-fn image(index: usize, bits: &[u64], has_parent: bool, disk: &mut [u8]) -> Vec<u8> {
-    let blocks: Vec<(u32, u64)> = (0..)
-        .zip(bits.iter().copied())
-        .filter(|(_, bits)| bits % 4 != 0)
-        .collect();
-    let parent = has_parent.then(|| Parent {
-        uuid: uuid(index + 1),
-        locator: (*b"W2ku", images::name(index + 1)),
-    });
-    let fill = match index {
-        0 => |sector: u64| 0x40 + sector as u8 % 16,
-        1 => |sector: u64| 0x80 + sector as u8 % 16,
-        _ => |sector: u64| 0xc0 + sector as u8 % 16,
-    };
-    let spec = Spec {
-        uuid: uuid(index),
-        size: SIZE,
-        block_size: 8192,
-        parent,
-        blocks: &blocks,
-        fill,
-    };
-    images::build(&spec, disk)
-}
-
-fn bits() -> impl Strategy<Value = Vec<u64>> {
-    prop::collection::vec(any::<u64>(), 19)
-}
 
 fn spec() -> CoalesceSpec {
     CoalesceSpec {
@@ -137,10 +105,8 @@ proptest! {
     }
 
     #[test]
-    fn a_map_names_the_owner_of_each_sector(child in bits(), parent in bits(), from in 0..SECTORS) {
-        let mut disk = vec![0; SIZE as usize];
-        let files = vec![image(1, &parent, false, &mut disk)];
-        let files = [vec![image(0, &child, true, &mut disk)], files].concat();
+    fn a_map_names_the_owner_of_each_sector(disk in Disk::partial(2, 8192), from in 0..SECTORS) {
+        let (files, disk) = disk.build();
         let mut host = Host::new(files, 0);
         let spec = MapSpec { path: images::name(0), driver: Driver::Vhd, sector: from, sectors: u64::MAX };
         let map = match host.run_job(JobSpec::Map(spec)) {

@@ -22,10 +22,7 @@ fn chain(levels: &[Vec<u64>]) -> (Vec<Vec<u8>>, Vec<u8>) {
             .zip(bits.iter().copied())
             .filter(|(_, bits)| bits % 4 != 0)
             .collect();
-        let parent = (index + 1 < levels.len()).then(|| Parent {
-            uuid: uuid(index + 1),
-            locator: (*b"W2ku", images::name(index + 1)),
-        });
+        let parent = (index + 1 < levels.len()).then(|| Parent::named(index + 1));
         let spec = Spec {
             uuid: uuid(index),
             size: disk.len() as u64,

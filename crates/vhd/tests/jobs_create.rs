@@ -49,10 +49,7 @@ fn chain(depth: usize) -> (Host, Vec<u8>) {
     let mut disk = vec![0; SIZE as usize];
     let mut files: Vec<Vec<u8>> = Vec::new();
     for index in (0..depth).rev() {
-        let parent = (index + 1 < depth).then(|| Parent {
-            uuid: uuid(index + 1),
-            locator: (*b"W2ku", images::name(index + 1)),
-        });
+        let parent = (index + 1 < depth).then(|| Parent::named(index + 1));
         let blocks: &[(u32, u64)] = match (index, depth) {
             (0, 3) => &[],
             (1, 2) => &[(0, u64::MAX), (5, 0x7777)],

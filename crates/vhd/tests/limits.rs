@@ -189,10 +189,7 @@ fn what_is_remembered_of_a_chain_takes_no_more_memory_than_it_may() {
             uuid: uuid(index),
             size: 8192 * u64::from(block_size),
             block_size,
-            parent: (index == 0).then(|| Parent {
-                uuid: uuid(1),
-                locator: (*b"W2ku", images::name(1)),
-            }),
+            parent: (index == 0).then(|| Parent::named(1)),
             blocks: if index == 0 { &[] } else { &blocks },
             fill: |_| 1,
         };

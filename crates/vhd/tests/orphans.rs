@@ -8,30 +8,19 @@ use std::rc::Rc;
 use proptest::prelude::*;
 use support::Host;
 use support::batmap::Parts;
-use support::images::{self, Spec, uuid};
+use support::images::{self, SMALL_BLOCK as BLOCK, SMALL_BLOCKS as BLOCKS, SMALL_SIZE as SIZE};
 use vhd::Driver;
 use vhd::format::bat;
 use vhd::record::{OpKind, RequestKind};
 
-const BLOCK: u32 = 8192;
 const PER_BLOCK: u32 = BLOCK / 512;
 /// Sectors of a block with its bitmap.
 const SPAN: u32 = PER_BLOCK + 1;
-const BLOCKS: u32 = 20;
-const SIZE: u64 = BLOCKS as u64 * BLOCK as u64;
 
 /// A dynamic image with full blocks, before each of which so many sectors are nobody's.
 fn with_gaps(blocks: &[(u32, usize)]) -> Vec<u8> {
     let numbers: Vec<(u32, u64)> = blocks.iter().map(|(block, _)| (*block, u64::MAX)).collect();
-    let spec = Spec {
-        uuid: uuid(0),
-        size: SIZE,
-        block_size: BLOCK,
-        parent: None,
-        blocks: &numbers,
-        fill: |_| 7,
-    };
-    let image = images::build(&spec, &mut vec![0; SIZE as usize]);
+    let image = images::small(0, None, &numbers, |_| 7);
     let gaps: Vec<usize> = blocks.iter().map(|(_, gap)| *gap).collect();
     images::with_gaps(&image, &gaps)
 }

@@ -5,35 +5,16 @@ mod support;
 
 use support::Host;
 use support::batmap::{Parts, with_batmap};
-use support::images::{self, Parent, Spec, uuid};
+use support::images::{Parent, SMALL_BLOCK as BLOCK, SMALL_SIZE as SIZE, small, uuid};
 use vhd::error::Error;
 use vhd::format::bat;
 use vhd::format::header::Header;
 use vhd::record::RequestKind;
 use vhd::{Driver, ImageInfo};
 
-const BLOCK: u32 = 8192;
-const SIZE: u64 = 20 * BLOCK as u64;
 const TABLE: usize = 1536;
 /// Behind footer, header and BAT.
 const TABLE_END: usize = 2048;
-
-fn image(
-    index: usize,
-    parent: Option<Parent>,
-    blocks: &[(u32, u64)],
-    fill: fn(u64) -> u8,
-) -> Vec<u8> {
-    let spec = Spec {
-        uuid: uuid(index),
-        size: SIZE,
-        block_size: BLOCK,
-        parent,
-        blocks,
-        fill,
-    };
-    images::build(&spec, &mut vec![0; SIZE as usize])
-}
 
 /// Puts a full block 0 where it does not belong: at `sector`, and the footer behind it.
 fn with_block_at(image: &[u8], sector: usize) -> Vec<u8> {
@@ -73,8 +54,8 @@ fn opened(files: &[Vec<u8>], what: &str) -> (Host, ImageInfo, Error) {
 
 #[test]
 fn on_a_parent_locator() {
-    let parent = |index| image(index, None, &[(5, u64::MAX)], |_| 5);
-    let child = image(
+    let parent = |index| small(index, None, &[(5, u64::MAX)], |_| 5);
+    let child = small(
         0,
         Some(Parent {
             uuid: uuid(1),
@@ -90,7 +71,7 @@ fn on_a_parent_locator() {
         .flat_map(u16::to_le_bytes)
         .collect();
     child[TABLE_END..][..path.len()].copy_from_slice(&path);
-    let evil = image(1, None, &[(5, u64::MAX)], |_| 6);
+    let evil = small(1, None, &[(5, u64::MAX)], |_| 6);
     let files = [child, parent(1), evil];
     let what = "block 0 lies on the data of parent locator 0";
     let mut host = Host::new(files.to_vec(), SIZE as usize);
@@ -117,7 +98,7 @@ fn on_a_parent_locator() {
 
 #[test]
 fn on_the_batmap() {
-    let image = with_batmap(&image(0, None, &[], |_| 7), &[]);
+    let image = with_batmap(&small(0, None, &[], |_| 7), &[]);
     let at = Parts::of(&image).batmap_at() / 512;
     // As qemu does it with an image of blktap's.
     let (mut host, info, _) = opened(
@@ -135,7 +116,7 @@ fn on_the_batmap() {
 
 #[test]
 fn on_the_unused_part_of_the_table() {
-    let mut image = image(0, None, &[], |_| 7);
+    let mut image = small(0, None, &[], |_| 7);
     change_header(&mut image, |header| header.max_table_entries = 1000);
     let mut file = with_block_at(&image, TABLE_END / 512 + 1);
     let (mut host, ..) = opened(
@@ -156,7 +137,7 @@ fn on_the_unused_part_of_the_table() {
 
 #[test]
 fn nothing_is_put_on_a_table_larger_than_the_disk_needs() {
-    let image = image(0, None, &[], |_| 7);
+    let image = small(0, None, &[], |_| 7);
     let mut file = image[..TABLE_END].to_vec();
     // 2000 entries: 16 sectors.
     let end = TABLE + 16 * 512;

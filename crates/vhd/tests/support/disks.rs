@@ -158,11 +158,13 @@ fn partial(
         .zip(bits.iter().copied())
         .filter(|(_, bits)| bits % 4 != 0)
         .collect();
-    let parent = has_parent.then(|| Parent {
-        uuid: uuid(index + 1),
-        locator: (*b"W2ku", images::name(index + 1)),
-    });
-    let fill = [|_| 0xa0, |_| 0xb0, |_| 0xc0, |_| 0xd0][index % 4];
+    let parent = has_parent.then(|| Parent::named(index + 1));
+    const FILLS: [fn(u64) -> u8; 4] = [
+        |sector| 0xa0 + sector as u8 % 16,
+        |sector| 0xb0 + sector as u8 % 16,
+        |sector| 0xc0 + sector as u8 % 16,
+        |sector| 0xd0 + sector as u8 % 16,
+    ];
     images::build(
         &Spec {
             uuid: uuid(index),
@@ -170,7 +172,7 @@ fn partial(
             block_size,
             parent,
             blocks: &blocks,
-            fill,
+            fill: FILLS[index % 4],
         },
         disk,
     )

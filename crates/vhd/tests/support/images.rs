@@ -27,6 +27,16 @@ pub struct Parent {
     pub locator: ([u8; 4], String),
 }
 
+impl Parent {
+    /// The image with this index in a test's chain, as Windows names it.
+    pub fn named(index: usize) -> Self {
+        Self {
+            uuid: uuid(index),
+            locator: (*b"W2ku", name(index)),
+        }
+    }
+}
+
 /// An image with a BAT.
 pub struct Spec<'a> {
     pub uuid: Uuid,
@@ -37,6 +47,31 @@ pub struct Spec<'a> {
     pub blocks: &'a [(u32, u64)],
     /// The byte that fills a present sector.
     pub fill: fn(sector: u64) -> u8,
+}
+
+/// The byte size of the blocks of a [`small`] image.
+pub const SMALL_BLOCK: u32 = 8192;
+/// How many blocks it has.
+pub const SMALL_BLOCKS: u32 = 20;
+/// The byte size of its disk.
+pub const SMALL_SIZE: u64 = SMALL_BLOCKS as u64 * SMALL_BLOCK as u64;
+
+/// An image of a few small blocks, the one with this index in a test's chain.
+pub fn small(
+    index: usize,
+    parent: Option<Parent>,
+    blocks: &[(u32, u64)],
+    fill: fn(u64) -> u8,
+) -> Vec<u8> {
+    let spec = Spec {
+        uuid: uuid(index),
+        size: SMALL_SIZE,
+        block_size: SMALL_BLOCK,
+        parent,
+        blocks,
+        fill,
+    };
+    build(&spec, &mut [])
 }
 
 /// The bytes of an image, whose present sectors are put on top of `disk`. Blocks are unaligned and in no order; what lies
