@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::io;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::error::{Error, Result};
@@ -193,12 +194,10 @@ impl File {
     /// The place, rounded out to what the page cache reads and writes as a whole: first byte and the byte after the
     /// last.
     #[must_use]
-    pub fn pages(&self, offset: u64, length: u64) -> (u64, u64) {
+    pub fn pages(&self, offset: u64, length: u64) -> Range<u64> {
         let page = u64::from(self.page);
-        (
-            offset & !(page - 1),
-            offset.saturating_add(length).saturating_add(page - 1) & !(page - 1),
-        )
+        let end = offset.saturating_add(length).saturating_add(page - 1);
+        offset & !(page - 1)..end & !(page - 1)
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::file::File;
+use crate::operations::parking::Parking;
 
 /// The table of open files.
 #[derive(Debug, Default)]
@@ -19,10 +20,8 @@ pub struct Entry {
     users: u32,
     /// It is closed as soon as nothing uses it.
     closing: bool,
-    /// Exclusive operations that are in flight or parked; see `operations`.
-    pub exclusive: u32,
-    /// Operations that are parked.
-    pub parked: u32,
+    /// Its writes, if it is open for direct I/O.
+    pub parking: Parking,
 }
 
 impl Files {
@@ -44,8 +43,7 @@ impl Files {
             file,
             users: 0,
             closing: false,
-            exclusive: 0,
-            parked: 0,
+            parking: Parking::default(),
         });
         match self.slots.get_mut(free) {
             Some(slot) => *slot = entry,

@@ -2,15 +2,10 @@
 //!
 //! An operation becomes one call, and more where a call did only a part, was interrupted, or isn't possible on this
 //! file system. Neighbours share a call where they can (`merging`).
-//!
-//! # Direct and buffered I/O on one file
-//!
-//! What isn't aligned for direct I/O goes through the page cache. A buffered write changes whole pages: while it is
-//! under way or not yet written back, a direct write to another part of the same page could be lost. So a buffered
-//! write on a file that is open for direct I/O is *exclusive*: no other write to the same pages is in flight with it,
-//! and one that would be is parked until it is over. A later direct write makes the kernel write the page back first.
+//! Writes of a file that direct and buffered I/O share may have to wait for others (`parking`).
 
 mod merging;
+pub(crate) mod parking;
 
 use std::collections::VecDeque;
 
@@ -20,7 +15,7 @@ use crate::backend::{Backend, FileCall, Token};
 use crate::batch::Batch;
 use crate::blocks::{Block, Blocks};
 use crate::file::File;
-use crate::files::Files;
+use crate::files::{Entry, Files};
 use crate::regions::Regions;
 use merging::Merging;
 
@@ -51,7 +46,6 @@ pub struct Operations {
     free: Vec<u32>,
     done: VecDeque<Done>,
     merging: Merging,
-    next_age: u64,
 }
 
 /// An operation in flight.
@@ -66,10 +60,6 @@ struct Flight {
     memory: Memory,
     /// It may not use direct I/O.
     buffered: bool,
-    /// See the module's comment.
-    exclusive: bool,
-    parked: bool,
-    age: u64,
 }
 
 /// What a flight does now.
@@ -273,11 +263,7 @@ impl Operations {
             data: std::ptr::null_mut(),
             memory: Memory::None,
             buffered: false,
-            exclusive: false,
-            parked: false,
-            age: self.next_age,
         };
-        self.next_age += 1;
         match op.kind {
             OpKind::Read | OpKind::Write => {
                 flight.stage = Stage::Transfer;
@@ -391,96 +377,40 @@ impl Operations {
         }
     }
 
-    /// Goes on with a flight, or parks it if it may not be in flight together with others.
+    /// Goes on with a flight, unless it has to wait for others.
     fn admit(&mut self, slot: u32, backend: &mut dyn Backend) {
         if self.may_start(slot) {
             self.launch(slot, backend);
-        } else if let Some(flight) = &self.flights[slot as usize] {
-            // It was in flight until now, and an older one that is parked may have waited for it.
-            self.unpark(flight.op.file, backend);
         }
     }
 
-    /// Whether a flight may start; it is parked if not.
+    /// Whether a flight may start its next call; it is parked if not.
     fn may_start(&mut self, slot: u32) -> bool {
-        let Some(Some(flight)) = self.flights.get_mut(slot as usize) else {
+        let Some(Some(flight)) = self.flights.get(slot as usize) else {
             return false;
         };
-        let Some(entry) = self.files.entry(flight.op.file) else {
+        let Some(Entry { file, parking, .. }) = self.files.entry(flight.op.file) else {
             return false;
         };
-        if flight.writes() && entry.file.direct().is_some() {
-            if !flight.exclusive && flight.route(&entry.file).1 {
-                flight.exclusive = true;
-                entry.exclusive += 1;
-            }
-            if entry.exclusive > 0 && self.conflicts(slot) {
-                self.park(slot);
-                return false;
-            }
+        if !flight.writes() || file.direct().is_none() {
+            return true;
         }
-        true
+        let pages = file.pages(flight.op.offset, flight.op.length);
+        let (_, buffered) = flight.route(file);
+        parking.admit(slot, pages, buffered)
     }
 
-    fn park(&mut self, slot: u32) {
-        let Some(Some(flight)) = self.flights.get_mut(slot as usize) else {
-            return;
-        };
-        flight.parked = true;
-        if let Some(entry) = self.files.entry(flight.op.file) {
-            entry.parked += 1;
+    /// Ends a flight's part in [`may_start`](Self::may_start), and goes on with those that waited for it.
+    fn leave(&mut self, slot: u32, file: u16, backend: &mut dyn Backend) {
+        if let Some(entry) = self.files.entry(file) {
+            entry.parking.leave(slot);
         }
-    }
-
-    /// Whether a write may not be in flight together with another that is, or that waits for longer.
-    fn conflicts(&mut self, slot: u32) -> bool {
-        let Some(flight) = &self.flights[slot as usize] else {
-            return false;
-        };
-        let Some(entry) = self.files.entry(flight.op.file) else {
-            return false;
-        };
-        let pages = |flight: &Flight| entry.file.pages(flight.op.offset, flight.op.length);
-        let (start, end) = pages(flight);
-        self.flights.iter().flatten().any(|other| {
-            let (other_start, other_end) = pages(other);
-            other.age != flight.age
-                && other.op.file == flight.op.file
-                && other.writes()
-                && (other.exclusive || flight.exclusive)
-                && (!other.parked || other.age < flight.age)
-                && other_start < end
-                && start < other_end
-        })
-    }
-
-    /// Starts parked flights that nothing keeps from it any more, the oldest first.
-    fn unpark(&mut self, file: u16, backend: &mut dyn Backend) {
-        let is_parked = |flight: &&Flight| flight.parked && flight.op.file == file;
-        let mut ages: Vec<u64> = self
-            .flights
-            .iter()
-            .flatten()
-            .filter(is_parked)
-            .map(|flight| flight.age)
-            .collect();
-        ages.sort_unstable();
-        for age in ages {
-            let of_age =
-                |flight: &Option<Flight>| flight.as_ref().is_some_and(|flight| flight.age == age);
-            let Some(slot) = self.flights.iter().position(of_age) else {
-                continue;
-            };
-            if self.conflicts(slot as u32) {
-                continue;
-            }
-            if let Some(flight) = &mut self.flights[slot] {
-                flight.parked = false;
-            }
-            if let Some(entry) = self.files.entry(file) {
-                entry.parked -= 1;
-            }
-            self.launch(slot as u32, backend);
+        while let Some(slot) = self
+            .files
+            .entry(file)
+            .and_then(|entry| entry.parking.resume())
+        {
+            self.launch(slot, backend);
         }
     }
 
@@ -562,13 +492,7 @@ impl Operations {
                 self.drop_memory(memory, context.regions);
             }
         }
-        let parked = self.files.entry(op.file).is_some_and(|entry| {
-            entry.exclusive -= u32::from(flight.exclusive);
-            entry.parked > 0
-        });
-        if parked {
-            self.unpark(op.file, context.backend);
-        }
+        self.leave(slot, op.file, context.backend);
         self.release_files(&op, context.backend);
         self.done.push_back(Done {
             completion: Completion { id: op.id, result },
