@@ -145,11 +145,8 @@ pub struct Source {
     pub fd: RawFd,
 }
 
-/// Executes calls. Every call given to it ends with exactly one [`Event`], except `notify`.
-pub trait Backend {
-    /// `uring` or `threads`.
-    fn name(&self) -> &'static str;
-
+/// Executes calls on files. Every call given to it ends with exactly one [`Event`].
+pub trait FileBackend {
     /// Makes a file known of which much will be read and written. Back ends that gain nothing by that do nothing.
     fn add_file(&mut self, fd: RawFd) {
         let _ = fd;
@@ -166,6 +163,12 @@ pub trait Backend {
     ///
     /// Memory and descriptors in the call must stay valid until its event.
     unsafe fn file(&mut self, token: Token, call: FileCall);
+}
+
+/// Executes all calls. Every call given to it ends with exactly one [`Event`], except `notify`.
+pub trait Backend: FileBackend {
+    /// `uring` or `threads`.
+    fn name(&self) -> &'static str;
 
     /// Makes a source known before its first use. It must not be a regular file.
     ///

@@ -1,6 +1,6 @@
 //! The open files by their numbers, and who uses them.
 
-use crate::backend::Backend;
+use crate::backend::FileBackend;
 use crate::error::{Error, Result};
 use crate::file::File;
 use crate::operations::parking::Parking;
@@ -30,7 +30,7 @@ impl Files {
     /// # Errors
     ///
     /// `EMFILE` when there are no numbers left.
-    pub fn insert(&mut self, file: File, backend: &mut dyn Backend) -> Result<u16> {
+    pub fn insert(&mut self, file: File, backend: &mut dyn FileBackend) -> Result<u16> {
         let free = self
             .slots
             .iter()
@@ -57,7 +57,7 @@ impl Files {
     /// # Errors
     ///
     /// `EBADF` when no open file has the number.
-    pub fn close(&mut self, number: u32, backend: &mut dyn Backend) -> Result<()> {
+    pub fn close(&mut self, number: u32, backend: &mut dyn FileBackend) -> Result<()> {
         let slot = self.slots.get_mut(number as usize);
         match slot {
             Some(Some(entry)) if !entry.closing => {
@@ -90,7 +90,7 @@ impl Files {
     }
 
     /// Notes that an operation no longer uses the file.
-    pub fn release(&mut self, number: u16, backend: &mut dyn Backend) {
+    pub fn release(&mut self, number: u16, backend: &mut dyn FileBackend) {
         if let Some(entry) = self.entry(number) {
             entry.users -= 1;
             self.sweep(usize::from(number), backend);
@@ -98,13 +98,13 @@ impl Files {
     }
 
     /// Closes all files. No operation may use them any more.
-    pub fn clear(&mut self, backend: &mut dyn Backend) {
+    pub fn clear(&mut self, backend: &mut dyn FileBackend) {
         for entry in self.slots.drain(..).flatten() {
             backend.remove_file(entry.file.main());
         }
     }
 
-    fn sweep(&mut self, index: usize, backend: &mut dyn Backend) {
+    fn sweep(&mut self, index: usize, backend: &mut dyn FileBackend) {
         if let Some(slot) = self.slots.get_mut(index)
             && let Some(entry) = slot.take_if(|entry| entry.closing && entry.users == 0)
         {

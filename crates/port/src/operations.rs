@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 
 use vhd::record::{Completion, MAX_DATA_MAP, OP_WORDS, Op, OpKind, REGION_STAGING};
 
-use crate::backend::{Backend, FileCall, Token};
+use crate::backend::{FileBackend, FileCall, Token};
 use crate::batch::Batch;
 use crate::blocks::{Block, Blocks};
 use crate::files::{Entry, Files};
@@ -23,7 +23,7 @@ use merging::Merging;
 /// What operations work on.
 pub struct Context<'a> {
     /// Executes calls.
-    pub backend: &'a mut dyn Backend,
+    pub backend: &'a mut dyn FileBackend,
     /// The memory that operations may name.
     pub regions: &'a mut Regions,
 }
@@ -125,7 +125,7 @@ impl Operations {
     }
 
     /// Hands the back end what was started.
-    pub fn flush(&mut self, backend: &mut dyn Backend) {
+    pub fn flush(&mut self, backend: &mut dyn FileBackend) {
         self.merging.flush(backend);
     }
 
@@ -334,7 +334,7 @@ impl Operations {
     }
 
     /// Goes on with a flight, unless it has to wait for others.
-    fn admit(&mut self, slot: u32, backend: &mut dyn Backend) {
+    fn admit(&mut self, slot: u32, backend: &mut dyn FileBackend) {
         if self.may_start(slot) {
             self.launch(slot, backend);
         }
@@ -357,7 +357,7 @@ impl Operations {
     }
 
     /// Ends a flight's part in [`may_start`](Self::may_start), and goes on with those that waited for it.
-    fn leave(&mut self, slot: u32, file: u16, backend: &mut dyn Backend) {
+    fn leave(&mut self, slot: u32, file: u16, backend: &mut dyn FileBackend) {
         if let Some(entry) = self.files.entry(file) {
             entry.parking.leave(slot);
         }
@@ -370,7 +370,7 @@ impl Operations {
         }
     }
 
-    fn launch(&mut self, slot: u32, backend: &mut dyn Backend) {
+    fn launch(&mut self, slot: u32, backend: &mut dyn FileBackend) {
         if let Some(call) = self.call(slot) {
             // SAFETY: the flight keeps its memory until its event: blocks are its own, regions are held, and so are files.
             unsafe { backend.file(Token::from(slot), call) };
@@ -456,7 +456,7 @@ impl Operations {
         });
     }
 
-    fn release_files(&mut self, op: &Op, backend: &mut dyn Backend) {
+    fn release_files(&mut self, op: &Op, backend: &mut dyn FileBackend) {
         self.files.release(op.file, backend);
         if op.kind == OpKind::CopyRange {
             self.files.release(op.source_file, backend);

@@ -3,13 +3,11 @@
 mod common;
 
 use std::cell::RefCell;
-use std::io;
 use std::os::fd::RawFd;
 use std::rc::Rc;
-use std::time::Duration;
 
 use common::{Memory, READ_WRITE, Random, TempFile, read, write};
-use port::backend::{Backend, Event, FileCall, Source, Token, blocking};
+use port::backend::{Event, FileBackend, FileCall, Token, blocking};
 use port::batch::{Batch, Layout};
 use port::file::File;
 use port::operations::{Context, Operations};
@@ -218,39 +216,10 @@ impl Faulty {
     }
 }
 
-impl Backend for Faulty {
-    fn name(&self) -> &'static str {
-        "faulty"
-    }
-
+impl FileBackend for Faulty {
     unsafe fn file(&mut self, token: Token, call: FileCall) {
         let result = self.result(&call);
         self.events.push(Event { token, result });
-    }
-
-    fn add(&mut self, _: Source) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn remove(&mut self, _: Source) {}
-
-    fn count(&mut self, _: Token, _: Source) {}
-
-    unsafe fn receive(&mut self, _: Token, _: Source, _: *mut u8, _: usize) {}
-
-    unsafe fn send(&mut self, _: Token, _: Source, _: *const libc::msghdr) {}
-
-    fn cancel(&mut self, _: Token, _: Source) {}
-
-    fn notify(&mut self, _: RawFd) {}
-
-    fn wait(&mut self, _: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
-        events.append(&mut self.events);
-        Ok(())
-    }
-
-    fn is_ready(&mut self) -> bool {
-        !self.events.is_empty()
     }
 }
 
@@ -307,12 +276,14 @@ impl Bench {
             self.operations.start(&words, &mut batch, &mut context);
         }
         self.operations.flush(context.backend);
-        let mut events = Vec::new();
         while self.operations.in_flight() > 0 {
-            let before = events.len();
-            context.backend.wait(None, &mut events).unwrap();
-            assert!(events.len() > before, "something is in flight for ever");
-            for Event { token, result } in events.drain(..) {
+            let events = std::mem::take(&mut self.backend.events);
+            assert!(!events.is_empty(), "something is in flight for ever");
+            let mut context = Context {
+                backend: &mut self.backend,
+                regions: &mut self.regions,
+            };
+            for Event { token, result } in events {
                 self.operations.event(token, result, &mut context);
             }
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::patience::Patience;
 use super::workers::Workers;
-use super::{Backend, Event, FileCall, Source, Token, blocking};
+use super::{Backend, Event, FileBackend, FileCall, Source, Token, blocking};
 use crate::event_fd;
 use crate::socket;
 
@@ -194,11 +194,7 @@ fn is_socket(fd: RawFd) -> bool {
     result == 0
 }
 
-impl Backend for Threads {
-    fn name(&self) -> &'static str {
-        "threads"
-    }
-
+impl FileBackend for Threads {
     unsafe fn file(&mut self, token: Token, call: FileCall) {
         // SAFETY: the caller vouches for the memory until the event.
         match unsafe {
@@ -210,6 +206,12 @@ impl Backend for Threads {
             // SAFETY: as above.
             None => unsafe { self.workers.submit(token, call) },
         }
+    }
+}
+
+impl Backend for Threads {
+    fn name(&self) -> &'static str {
+        "threads"
     }
 
     fn add(&mut self, source: Source) -> io::Result<()> {

@@ -18,7 +18,7 @@ use io_uring::{IoUring, opcode};
 use self::registered::Registered;
 use super::patience::Patience;
 use super::workers::Workers;
-use super::{Backend, Event, FileCall, NO_TOKEN, Source, Token, blocking};
+use super::{Backend, Event, FileBackend, FileCall, NO_TOKEN, Source, Token, blocking};
 
 /// Token of the read of the workers' bell.
 const BELL: Token = NO_TOKEN - 1;
@@ -191,11 +191,7 @@ fn clamp(length: usize) -> u32 {
     length.min(0x7fff_f000) as u32
 }
 
-impl Backend for Uring {
-    fn name(&self) -> &'static str {
-        "uring"
-    }
-
+impl FileBackend for Uring {
     fn add_file(&mut self, fd: RawFd) {
         self.registered.add(&self.ring, fd);
     }
@@ -289,6 +285,12 @@ impl Backend for Uring {
                 let _ = self.ring.submit();
             }
         }
+    }
+}
+
+impl Backend for Uring {
+    fn name(&self) -> &'static str {
+        "uring"
     }
 
     fn add(&mut self, _: Source) -> io::Result<()> {

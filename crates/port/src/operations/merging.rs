@@ -12,7 +12,7 @@
 
 use std::os::fd::RawFd;
 
-use crate::backend::{Backend, FileCall, Token, patience};
+use crate::backend::{FileBackend, FileCall, Token, patience};
 
 /// Most calls in a run, and so the most pieces of memory in a merged call. The kernel takes 1024.
 const MEMBERS: usize = 128;
@@ -74,7 +74,12 @@ impl Merging {
     /// # Safety
     ///
     /// Memory and descriptors in the call must stay valid until its event.
-    pub(super) unsafe fn start(&mut self, token: Token, call: FileCall, backend: &mut dyn Backend) {
+    pub(super) unsafe fn start(
+        &mut self,
+        token: Token,
+        call: FileCall,
+        backend: &mut dyn FileBackend,
+    ) {
         let Some((kind, vector, offset)) = transfer(&call) else {
             self.flush(backend);
             // SAFETY: the caller vouches for the call.
@@ -88,7 +93,7 @@ impl Merging {
     }
 
     /// Hands what was gathered to the back end.
-    pub(super) fn flush(&mut self, backend: &mut dyn Backend) {
+    pub(super) fn flush(&mut self, backend: &mut dyn FileBackend) {
         let token = match self.gathered.members.as_slice() {
             [] => return,
             [Member { token, .. }] => *token,

@@ -1,34 +1,12 @@
-use std::io;
-use std::time::Duration;
-
 use super::*;
-use crate::backend::{Event, Source};
 
-/// Takes notes of calls on files. Nothing else comes here.
+/// Takes notes of calls on files.
 #[derive(Default)]
 struct Notes(Vec<(Token, FileCall)>);
 
-impl Backend for Notes {
-    fn name(&self) -> &'static str {
-        "notes"
-    }
+impl FileBackend for Notes {
     unsafe fn file(&mut self, token: Token, call: FileCall) {
         self.0.push((token, call));
-    }
-    fn add(&mut self, _: Source) -> io::Result<()> {
-        Ok(())
-    }
-    fn remove(&mut self, _: Source) {}
-    fn count(&mut self, _: Token, _: Source) {}
-    unsafe fn receive(&mut self, _: Token, _: Source, _: *mut u8, _: usize) {}
-    unsafe fn send(&mut self, _: Token, _: Source, _: *const libc::msghdr) {}
-    fn cancel(&mut self, _: Token, _: Source) {}
-    fn notify(&mut self, _: RawFd) {}
-    fn wait(&mut self, _: Option<Duration>, _: &mut Vec<Event>) -> io::Result<()> {
-        Ok(())
-    }
-    fn is_ready(&mut self) -> bool {
-        false
     }
 }
 
