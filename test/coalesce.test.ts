@@ -1,14 +1,16 @@
 // vhd-coalesce on real files: what FATtools and tapdisk read before, during and after merges, and after the program was killed.
 
-import { copyFileSync, existsSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { copyFileSync, existsSync, readdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { scattered } from "./support/chains.ts";
 import { expectSame, MIB, pattern, randomNumbers } from "./support/data.ts";
 import { createWithFatTools, readWithFatTools } from "./support/fattools.ts";
 import { contentWith, type Extent, readThrough, readWithQemu, writeThrough } from "./support/images.ts";
-import { type Outcome, outcomeOf, RunningProgram, temporaryDirectory } from "./support/run.ts";
+import { namedLoopDevice } from "./support/loop.ts";
+import { type Outcome, outcomeOf, RunningProgram, run, temporaryDirectory } from "./support/run.ts";
 import { serve, whileServed } from "./support/tapdisk.ts";
+import { builtCommand, writeDisk } from "./support/tools.ts";
 
 const program = join(import.meta.dirname, "../build/bin/vhd-coalesce");
 const SIZE = 48 * MIB;
@@ -109,6 +111,52 @@ describe("vhd-coalesce", () => {
     expect(forced.status).toBe(0);
     expectSame(await readWithFatTools(leaf), contents[3], "the leaf");
     expectSame(await readWithFatTools(middle), contents[2], "the parent");
+  });
+
+  test("merges images on block devices, and removes no device", async ({ skip }) => {
+    const folder = temporaryDirectory();
+    const backing = temporaryDirectory();
+    const vhdUtil = (...args: string[]) => run(builtCommand("vhd-util"), args);
+    const device = async (name: string) => {
+      writeFileSync(join(backing, name), Buffer.alloc(64 * MIB));
+      return (
+        (await namedLoopDevice(join(backing, name), join(folder, name))) ?? skip("loop devices are not permitted here")
+      );
+    };
+    const [base, child] = [await device("base"), await device("child")];
+    await vhdUtil("create", "-n", base, "-s", "20");
+    await writeDisk(base, [{ offset: 0, data: pattern(3 * MIB, 1) }]);
+    await vhdUtil("snapshot", "-n", child, "-p", base);
+    const extents = scattered(20 * MIB, 12, 2);
+    await writeDisk(child, extents);
+    const content = contentWith(20 * MIB, [{ offset: 0, data: pattern(3 * MIB, 1) }, ...extents]);
+    // Another one, by a link too.
+    const sibling = await device("sibling");
+    await vhdUtil("snapshot", "-n", sibling, "-p", base);
+    symlinkSync("sibling", join(folder, "link"));
+    symlinkSync("child", join(folder, "same"));
+    const refused = await coalesce(child);
+    expect(refused).toMatchObject({ status: 1, stdout: "" });
+    expect(refused.stderr).toMatch(/^vhd-coalesce: \S+(link|sibling): other children/);
+    await vhdUtil("create", "-n", sibling, "-s", "4");
+    const kept = await coalesce(child, "--remove");
+    expect(kept).toMatchObject({ status: 1, stdout: "" });
+    expect(kept.stderr).toContain("is a block device, which --remove can't remove");
+    const estimated = JSON.parse((await coalesce(child, "--dry-run", "--json")).stdout);
+    expect(estimated).toMatchObject({ event: "estimate", free: null, seconds: null });
+    expect(await coalesce(child)).toMatchObject({ status: 0, stderr: "" });
+    expectSame(await readServed(base), content, "the parent");
+    expectSame(await readServed(child), content, "the child");
+    expect(readdirSync(folder).sort()).toEqual(["base", "child", "link", "same", "sibling"]);
+    const damaged = join(folder, "child");
+    await run("dd", ["if=/dev/zero", `of=${damaged}`, "bs=512", "count=1", "conv=notrunc"]);
+    const repair = (...args: string[]) => outcomeOf(builtCommand("vhd-check"), ["--repair", ...args, damaged]);
+    const unsaid = await repair();
+    expect(unsaid.status).toBe(8);
+    expect(unsaid.stderr).toContain("is a block device: --undo-file has to say");
+    expect((await outcomeOf(builtCommand("vhd-check"), [damaged])).status).toBe(4);
+    expect((await repair("--undo-file", join(backing, "undo"))).status).toBe(1);
+    expectSame(await readServed(child), content, "the mended child");
   });
 
   test("copies a chain into a new image", async () => {

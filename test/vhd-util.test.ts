@@ -4,7 +4,7 @@ import { chmodSync, mkdirSync, readdirSync, readFileSync, statSync, truncateSync
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { MIB, pattern, SECTOR, sha256 } from "./support/data.ts";
-import { loopDevice } from "./support/loop.ts";
+import { namedLoopDevice } from "./support/loop.ts";
 import { RunningProgram, temporaryDirectory, until } from "./support/run.ts";
 import { builtCommand, runIn, type ToolResult, vhdUtilIn, writeDisk } from "./support/tools.ts";
 
@@ -521,10 +521,8 @@ describe("more than the original", () => {
   test("a block device stays when what it shall hold doesn't come", async ({ skip }) => {
     const { folder, vhdUtil, path } = repository();
     writeFileSync(path("back.img"), Buffer.alloc(20 * MIB));
-    const device = await loopDevice(path("back.img"));
-    if (device === undefined) return skip("loop devices are not permitted here");
-    const named = path("device");
-    runIn(folder, "cp", ["-a", device, named]);
+    const named = await namedLoopDevice(path("back.img"), path("device"));
+    if (named === undefined) return skip("loop devices are not permitted here");
     const input = pattern(MIB, 1);
     const { status, stderr } = runIn(
       folder,

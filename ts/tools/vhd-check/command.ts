@@ -106,7 +106,10 @@ export function vhdCheckCommand(): ToolCommand {
     )
     .option("-r, --repair", "mend what can be mended without loss", false)
     .option("-n, --dry-run", "tell what --repair would do", false)
-    .option("--undo-file <file>", "where --repair saves what it overwrites (default: the image's name and .undo)")
+    .option(
+      "--undo-file <file>",
+      "where --repair saves what it overwrites (default: the image's name and .undo; needed for block devices)",
+    )
     .option(
       "--undo <file>",
       "take back what --repair did, by its undo file; an argument names the image if it has moved",

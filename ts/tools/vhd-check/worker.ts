@@ -1,11 +1,12 @@
 /** A worker thread: it has an engine and a port of its own, and looks at one image after the other. */
 
+import { statSync } from "node:fs";
 import { parentPort } from "node:worker_threads";
 import { loadEngineModule } from "../../engine/load-node.ts";
 import { serversOf } from "../../host/in-use.ts";
 import { JobRunner } from "../../host/job-runner.ts";
 import { portModule } from "../../tapdisk/port.ts";
-import { explain } from "../cli/failure.ts";
+import { explain, ToolError } from "../cli/failure.ts";
 import { type News, orderSchema, type Request } from "./messages.ts";
 import { checkReportSchema, type ImageReport, mendedSchema, type Result } from "./schema.ts";
 
@@ -43,13 +44,21 @@ export async function examine(
     }));
   };
   if (!request.repair) return resultOf(path, await check());
-  const undo = request.undoFile ?? `${path}.undo`;
+  const undo = request.undoFile ?? undoBeside(path);
   // Mending needs what the bitmaps say.
   const mend = { job: "mend", path, undo, depth: depth === "quick" ? "full" : depth, now };
   const { before, after, undo: written } = mendedSchema.parse(await runner.run(mend, onProgress));
   if (after === null) return resultOf(path, chain || stats ? await check() : [before]);
   const images = chain || stats ? await check() : [after];
   return resultOf(path, images, { mended: before.plan.length > 0, before, undo: written });
+}
+
+/** Where what is overwritten is saved when nothing is said. Folders of devices keep nothing when the power fails. */
+function undoBeside(path: string): string {
+  if (statSync(path, { throwIfNoEntry: false })?.isBlockDevice()) {
+    throw new ToolError(`${path} is a block device: --undo-file has to say where to save what is overwritten`);
+  }
+  return `${path}.undo`;
 }
 
 /** Does what the main thread says. */

@@ -87,6 +87,10 @@ async function inPlace(request: Request, family: Family, level: number, jobs: Jo
   if (others.length > 0 && !request.force) {
     throw new ToolError(`${others.join(", ")}: other children of what is merged, which would read differently`);
   }
+  const device = family.chain.slice(0, level).find(({ path }) => statSync(path).isBlockDevice());
+  if (request.remove && device !== undefined) {
+    throw new ToolError(`${device.path} is a block device, which --remove can't remove`);
+  }
   const job = { job: "coalesce", path: request.child, into: target.path, sparse: request.sparse };
   if (request.dryRun) {
     return tellEstimate(await jobs.run({ ...job, dryRun: true }, coalescedSchema), target.path, request);
@@ -141,7 +145,8 @@ async function merge(
 }
 
 function tellEstimate({ estimate }: Coalesced, target: string, { json }: Request): void {
-  const rate = writeRate(dirname(target));
+  const device = statSync(target, { throwIfNoEntry: false })?.isBlockDevice() ?? false;
+  const rate = device ? undefined : writeRate(dirname(target));
   const seconds = rate === undefined ? null : estimate.bytes / rate;
   tell({ event: "estimate", target, ...estimate, seconds }, json);
 }

@@ -34,7 +34,7 @@ pub struct Estimate {
     pub blocks: u64,
     /// Bytes that the target takes of its file system at most.
     pub space: u64,
-    /// Bytes that are free there, if that is known.
+    /// Bytes that are free there, if that is known; a block device has no file system.
     pub free: Option<u64>,
 }
 
@@ -50,8 +50,8 @@ pub(super) async fn run(
 ) -> Result<Estimate> {
     let target = cut.lower.first();
     let free = match target {
-        Some(target) => Some(context.files.free_space(target.file).await?),
-        None => None,
+        Some(target) if !target.block_device => Some(context.files.free_space(target.file).await?),
+        _ => None,
     };
     // Looking for holes takes longer, and is needed only if there is not enough space for everything.
     let mut estimate = Estimator::new(context, spec, cut, spec.dry_run)
