@@ -11,6 +11,8 @@
 //! A block device has its size, and its footer a fixed place at the end: an extent is only the bitmaps of its blocks there,
 //! which are clear since the device's bytes can be anything.
 
+mod scarce;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -39,6 +41,8 @@ pub(crate) struct Allocator {
     pub(crate) waiting: Vec<Piece>,
     /// An extent is being made.
     pub(crate) extending: bool,
+    /// There is no room for an extent, and places are awaited that blocks gave back.
+    awaits_return: bool,
     /// Extents are made and synced by tasks: this many are at it.
     pub(crate) tasks: u32,
     /// Places in extents that may not be durable, ascending.
@@ -86,6 +90,7 @@ impl Allocator {
             free: VecDeque::new(),
             waiting: Vec::new(),
             extending: false,
+            awaits_return: false,
             tasks: 0,
             fresh: VecDeque::new(),
             recycled: BTreeMap::new(),
@@ -117,7 +122,8 @@ impl Allocator {
             && !self.failed
             && self.next_extent > FIRST_EXTENT
             && self.free.len() + returning <= self.next_extent / 4;
-        !self.extending && !self.complete && (!self.waiting.is_empty() || low)
+        let busy = self.extending || self.awaits_return;
+        !busy && !self.complete && (!self.waiting.is_empty() || low)
     }
 
     /// First sector behind the last extent: in a file, that of the footer.
@@ -241,12 +247,24 @@ async fn write_again(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
 
 /// Task: makes an extent and lets waiting writes go on.
 pub(crate) async fn extend(core: Rc<RefCell<Core>>, io: Io) {
-    let outcome = match reuse_orphans(&core, &io).await {
+    let mut outcome = match reuse_orphans(&core, &io).await {
         Ok(0) => extend_file(&core, &io).await,
         other => other.map(drop),
     };
+    core.borrow_mut().allocator.extending = false;
+    if let Err(error) = &outcome
+        && error.errno == errno::ENOSPC
+        && scarce::can_wait(&core.borrow())
+    {
+        core.borrow_mut().allocator.awaits_return = true;
+        match scarce::bring_back(&core, &io).await {
+            Ok(true) => outcome = Ok(()),
+            Ok(false) => {}
+            Err(error) => outcome = Err(error),
+        }
+        core.borrow_mut().allocator.awaits_return = false;
+    }
     let mut core = core.borrow_mut();
-    core.allocator.extending = false;
     core.allocator.tasks -= 1;
     core.allocator.failed = outcome.is_err();
     let waiting = std::mem::take(&mut core.allocator.waiting);

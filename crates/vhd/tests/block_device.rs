@@ -92,6 +92,78 @@ fn data_grow_up_to_the_footer_and_no_further() {
     assert_eq!(first_bytes, [0, 9, 9, 0, 9]);
 }
 
+/// A device with three blocks, all of them in use, and no room for another.
+fn full_device() -> Host {
+    let bytes = (FIRST + 2 * STRIDE + 1 + PER_BLOCK as usize + 1) * 512;
+    let mut host = host(vec![images::on_device(&image(&[], None), bytes)]);
+    host.open(Driver::Vhd, false).expect("the image opens");
+    for block in 0..3 {
+        assert_eq!(write(&mut host, block * PER_BLOCK, 1), 0);
+    }
+    host
+}
+
+fn discard(host: &mut Host, block: u64) {
+    let (sector, count) = (block * PER_BLOCK, PER_BLOCK as u32);
+    assert_eq!(host.request(RequestKind::Discard, sector, count, 0), 0);
+}
+
+#[test]
+fn a_full_device_takes_writes_in_the_place_of_what_was_just_discarded() {
+    let mut host = full_device();
+    for round in 0..3 {
+        discard(&mut host, round);
+        assert_eq!(write(&mut host, (3 + round) * PER_BLOCK, 1), 0);
+        assert_eq!(write(&mut host, round * PER_BLOCK, 1), ENOSPC);
+    }
+    // Several writes wait for a place, and some get none.
+    discard(&mut host, 3);
+    discard(&mut host, 4);
+    for block in 6..9 {
+        let tag = block as u32;
+        let sector = block * PER_BLOCK;
+        host.submit(tag, RequestKind::Write, 0, sector, 1, 0);
+    }
+    host.settle();
+    let mut statuses: Vec<i32> = host.finished.drain(..).map(|it| it.status).collect();
+    statuses.sort_unstable();
+    assert_eq!(statuses, [ENOSPC, 0, 0]);
+    host.close().expect("the image closes");
+    let info = host.open(Driver::Vhd, true).expect("it opens again");
+    assert_eq!((info.allocated_blocks, info.warnings), (3, Vec::new()));
+}
+
+#[test]
+fn a_write_that_is_older_than_the_discard_does_not_wait_for_its_space() {
+    let mut host = full_device();
+    // It needs a place, and until it is over none that a later request gives back can be used.
+    host.submit(1, RequestKind::Write, 0, 4 * PER_BLOCK, 1, 0);
+    host.submit(2, RequestKind::Discard, 0, 0, PER_BLOCK as u32, 0);
+    host.submit(3, RequestKind::Write, 0, 5 * PER_BLOCK, 1, 0);
+    host.settle();
+    let mut finished: Vec<(u32, i32)> = host
+        .finished
+        .drain(..)
+        .map(|it| (it.tag, it.status))
+        .collect();
+    finished.sort_unstable();
+    assert_eq!(finished[..2], [(1, ENOSPC), (2, 0)]);
+    assert_eq!(finished.len(), 3);
+    host.close().expect("the image closes");
+}
+
+#[test]
+fn a_write_that_waits_for_discarded_space_is_told_when_that_does_not_come() {
+    let mut host = full_device();
+    discard(&mut host, 0);
+    host.fault = Some(Box::new(|op| (op.kind == OpKind::Sync).then_some(-5)));
+    assert_eq!(write(&mut host, 4 * PER_BLOCK, 1), -5);
+    host.fault = None;
+    assert_eq!(write(&mut host, 4 * PER_BLOCK, 1), 0);
+    host.close().ok();
+    host.close().expect("the image closes");
+}
+
 #[test]
 fn a_footer_that_is_gone_comes_back_to_its_place() {
     let mut device = device(&image(&[(0, u64::MAX)], None), 4);

@@ -15,6 +15,17 @@ use vhd::JobSpec;
 use vhd::format::footer::DiskType;
 
 fn explore(name: &str, mix: &Mix, cache: usize, disk: impl Strategy<Value = Disk>) {
+    explore_limited(name, mix, cache, disk, None);
+}
+
+/// The same, where the leaf's file can grow by so many blocks.
+fn explore_limited(
+    name: &str,
+    mix: &Mix,
+    cache: usize,
+    disk: impl Strategy<Value = Disk>,
+    room: Option<usize>,
+) {
     let (explorer, enough) = (RefCell::new(Explorer::new(0)), cuts::enough_states());
     let strategy = (disk, guest::steps(mix), any::<u64>());
     support::until(strategy, |(disk, steps, seed)| {
@@ -22,11 +33,15 @@ fn explore(name: &str, mix: &Mix, cache: usize, disk: impl Strategy<Value = Disk
         explorer.begin(seed);
         let on_device = matches!(disk, Disk::OnDevice { .. });
         let (files, disk) = disk.build();
+        let bytes = files[0].len();
         let mut guest = if on_device {
             Guest::on_device(&mut explorer, files, &disk, cache)
         } else {
             Guest::new(&mut explorer, files, &disk, cache)
         };
+        if let Some(room) = room {
+            guest.limit(bytes + room * disks::STRIDE);
+        }
         guest.steps(&steps);
         explorer.distinct() < enough
     });
@@ -121,6 +136,29 @@ fn of_a_child_on_a_block_device_while_operations_fail() {
         &failing(),
         LARGE_CACHE,
         Disk::on_device(2),
+    );
+}
+
+#[test]
+fn of_a_full_block_device() {
+    let disk = (1_usize..3).prop_flat_map(Disk::on_small_device);
+    explore_limited(
+        "a full block device",
+        &Mix::default(),
+        LARGE_CACHE,
+        disk,
+        Some(0),
+    );
+}
+
+#[test]
+fn of_a_full_file_system() {
+    explore_limited(
+        "a full file system",
+        &Mix::default(),
+        LARGE_CACHE,
+        new_disk(),
+        Some(3),
     );
 }
 

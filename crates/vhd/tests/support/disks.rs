@@ -13,6 +13,9 @@ pub const SECTORS: u64 = 300;
 /// Bytes.
 pub const SIZE: u64 = SECTORS * 512;
 
+/// Bytes from one new block of 16 sectors to the next, at most.
+pub const STRIDE: usize = 24 * 512;
+
 /// An image, with its parents.
 #[derive(Clone, Debug)]
 pub enum Disk {
@@ -34,8 +37,11 @@ pub enum Disk {
         levels: Vec<Vec<u64>>,
         gaps: Vec<usize>,
     },
-    /// The same, with the leaf on a block device that has room for all blocks.
-    OnDevice { levels: Vec<Vec<u64>> },
+    /// The same, with the leaf on a block device that has room for all blocks, or for so many more.
+    OnDevice {
+        levels: Vec<Vec<u64>>,
+        room: Option<usize>,
+    },
 }
 
 impl Disk {
@@ -65,7 +71,15 @@ impl Disk {
     /// Its leaf is on a block device.
     pub fn on_device(depth: usize) -> impl Strategy<Value = Self> {
         let bits = prop::collection::vec(any::<u64>(), 18);
-        prop::collection::vec(bits, depth).prop_map(|levels| Self::OnDevice { levels })
+        prop::collection::vec(bits, depth).prop_map(|levels| Self::OnDevice { levels, room: None })
+    }
+
+    /// Its leaf is on a block device with room for few more blocks.
+    pub fn on_small_device(depth: usize) -> impl Strategy<Value = Self> {
+        let bits = prop::collection::vec(any::<u64>(), 18);
+        let room = (0_usize..4).prop_map(Some);
+        (prop::collection::vec(bits, depth), room)
+            .prop_map(|(levels, room)| Self::OnDevice { levels, room })
     }
 
     /// Its leaf has a batmap.
@@ -108,9 +122,13 @@ impl Disk {
                 files[0] = images::with_gaps(&files[0], gaps);
                 (files, disk)
             }
-            Self::OnDevice { levels } => {
+            Self::OnDevice { levels, room } => {
                 let (mut files, disk) = Self::usual(levels).build();
-                files[0] = images::on_device(&files[0], 2 * SIZE as usize);
+                let bytes = match room {
+                    None => 2 * SIZE as usize,
+                    Some(blocks) => files[0].len() + blocks * STRIDE,
+                };
+                files[0] = images::on_device(&files[0], bytes);
                 (files, disk)
             }
             Self::Partial { levels, block_size } => {
