@@ -125,13 +125,13 @@ fn plan(core: &mut Core, size: u64) -> Option<Plan> {
     let parent_end = core.chain.get(1).map_or(0, |parent| parent.sectors);
     let (file, old) = (core.leaf().file, core.leaf().sectors);
     let blocks = core.leaf_blocks()?;
-    let mut stale = Vec::new();
+    let mut changed = Vec::new();
     for block in blocks.count..blocks.bat.len() as u32 {
         if let Some(entry) = blocks.bat.get_mut(block as usize)
             && *entry != bat::UNUSED
         {
             *entry = bat::UNUSED;
-            stale.push(block);
+            changed.push(block);
         }
     }
     let block_size = u64::from(blocks.header.block_size);
@@ -151,16 +151,20 @@ fn plan(core: &mut Core, size: u64) -> Option<Plan> {
     let new = size / 512;
     let last = old - 1;
     let per_block = u64::from(blocks.sectors_per_block);
-    let block_end = match blocks.bitmap_sector((last / per_block) as u32) {
-        Some(_) => old.next_multiple_of(per_block),
-        None => old,
-    };
+    let last_block = (last / per_block) as u32;
+    let mut block_end = old;
+    if blocks.bitmap_sector(last_block).is_some() && !old.is_multiple_of(per_block) {
+        block_end = old.next_multiple_of(per_block);
+        // A batmap may call a block full that has all that the disk had of it. From here on its bitmap tells.
+        blocks.forget_full(last_block);
+        changed.push(last_block);
+    }
     let parent_end = match blocks.footer.disk_type {
         DiskType::Differencing => parent_end,
         _ => 0,
     };
     let zeros = (old, block_end.max(parent_end).min(new));
-    for block in stale {
+    for block in changed {
         core.commit.changed(block);
     }
     Some(Plan {

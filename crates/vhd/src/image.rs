@@ -73,10 +73,8 @@ impl Image {
         let Layout::Blocks(blocks) = &mut self.layout else {
             return false;
         };
-        // Only the sectors that the disk has count in its last block.
-        let start = u64::from(block) * u64::from(blocks.sectors_per_block);
-        let count = self.sectors.saturating_sub(start);
-        let is_full = bitmap::is_full(bits, count.min(u64::from(blocks.sectors_per_block)) as u32);
+        // Those behind the end of the disk count, too: when it grows, their sectors are written as those of a full block are.
+        let is_full = bitmap::is_full(bits, blocks.sectors_per_block);
         if is_full {
             blocks.set_full(block);
         }
@@ -238,13 +236,18 @@ impl Blocks {
             return None;
         }
         self.absent += 1;
+        self.forget_full(block);
+        Some(place)
+    }
+
+    /// Takes it back that a block is full. The batmap says so no more before the block's BAT entry is written again.
+    pub(crate) fn forget_full(&mut self, block: u32) {
         if let Some(batmap) = &mut self.batmap {
             batmap.forget(block);
         }
         if let Some(word) = self.full.get_mut(block as usize / 64) {
             *word &= !(1 << (block % 64));
         }
-        Some(place)
     }
 
     /// First sector of the file behind everything that is in use.

@@ -52,6 +52,11 @@ const DISKS: [Disk; 4] = [Disk::Root, Disk::Batmap, Disk::Child, Disk::Fixed];
 
 /// The files of a disk, and what it holds.
 fn build(kind: Disk) -> (Vec<Vec<u8>>, Vec<u8>) {
+    build_ending(kind, u64::MAX)
+}
+
+/// The same, with these bits in its last block.
+fn build_ending(kind: Disk, bits: u64) -> (Vec<Vec<u8>>, Vec<u8>) {
     let mut disk = vec![0; SECTORS as usize * 512];
     if kind == Disk::Fixed {
         for (at, byte) in disk.iter_mut().enumerate() {
@@ -75,7 +80,7 @@ fn build(kind: Disk) -> (Vec<Vec<u8>>, Vec<u8>) {
             uuid: Uuid::NIL,
             locator: (*b"W2ku", images::name(1)),
         }),
-        blocks: &[(6, u64::MAX), (0, u64::MAX), (3, 0x0ff0), (4, 0x7777)],
+        blocks: &[(6, bits), (0, u64::MAX), (3, 0x0ff0), (4, 0x7777)],
         fill: |sector| 1 + sector as u8,
     };
     let mut files = vec![images::build(&spec, &mut disk)];
@@ -295,6 +300,33 @@ fn an_open_disk_grows_under_its_guest() {
         assert!(host.read_disk(sectors) == expected);
         host.close().expect("the image closes");
         assert!(read(&mut host) == expected);
+    }
+}
+
+#[test]
+fn what_a_grown_disk_gets_behind_its_old_end_is_there_when_it_is_opened_again() {
+    for kind in [Disk::Root, Disk::Batmap, Disk::Child] {
+        // All that the disk has of its last block, and no bit of what it hasn't.
+        let (files, disk) = build_ending(kind, 0xf);
+        let mut host = Host::new(files, 64 << 10);
+        host.open(Driver::Vhd, false).expect("the image opens");
+        assert!(host.read_disk(SECTORS) == disk);
+        grow(&mut host, 7 * PER_BLOCK).expect("it grows");
+        host.guest[..512].fill(0xee);
+        assert_eq!(host.request(RequestKind::Write, SECTORS, 1, 0), 0);
+        let mut expected = resized(&disk, 7 * PER_BLOCK);
+        expected[SECTORS as usize * 512..][..512].fill(0xee);
+        // The batmap goes out of force, so that the bitmaps alone tell.
+        assert_eq!(
+            host.request(RequestKind::Discard, 0, PER_BLOCK as u32, 0),
+            0
+        );
+        assert_eq!(host.request(RequestKind::Flush, 0, 0, 0), 0);
+        expected[..PER_BLOCK as usize * 512].fill(0);
+        let mut next = Host::new(host.files.clone(), 64 << 10);
+        assert!(read(&mut next) == expected, "{kind:?}");
+        host.close().expect("the image closes");
+        assert!(read(&mut host) == expected, "{kind:?}");
     }
 }
 

@@ -136,18 +136,20 @@ impl State<'_, '_> {
         partial
     }
 
-    /// Compares a bitmap with the batmap. Returns whether it is full.
+    /// Compares a bitmap with the batmap. Returns whether it has all sectors of the disk.
     fn judge(&mut self, block: u32, sector: u32, bits: &[u8]) -> bool {
         let (set, count) = bitmap::run(bits, 0, self.sectors_of(block));
         let whole = count == self.sectors_of(block);
-        let full = set && whole;
+        let has_all = set && whole;
+        // A disk that grows has more of its last block.
+        let full = bitmap::is_full(bits, self.table.sectors_per_block);
         if full {
             bitmap::set_range(&mut self.bitmaps.full, block, 1);
         } else if !set && whole {
             self.empty += 1;
         }
         match self.batmap {
-            Some(batmap) if batmap.calls_full(block) && !full => {
+            Some(batmap) if batmap.calls_full(block) && !has_all => {
                 let message =
                     format!("the batmap calls block {block} full, and its bitmap doesn't");
                 let first = if set { count } else { 0 };
@@ -163,7 +165,7 @@ impl State<'_, '_> {
             Some(batmap) if full && batmap.matches && !batmap.calls_full(block) => self.missed += 1,
             _ => {}
         }
-        full
+        has_all
     }
 
     /// Looks for data under the clear bits of blocks.
