@@ -152,6 +152,28 @@ fn of_a_full_block_device() {
 }
 
 #[test]
+fn of_a_disk_that_grows_while_it_is_used() {
+    let disk = (1_usize..3).prop_flat_map(Disk::with_room_to_grow);
+    let mix = Mix {
+        sectors: SECTORS + 100,
+        growing: 10,
+        ..Mix::default()
+    };
+    explore("a growing disk", &mix, LARGE_CACHE, disk);
+}
+
+#[test]
+fn of_a_disk_that_grows_while_operations_fail() {
+    let disk = (1_usize..3).prop_flat_map(Disk::with_room_to_grow);
+    let mix = Mix {
+        sectors: SECTORS + 100,
+        growing: 10,
+        ..failing()
+    };
+    explore("a growing disk, failing", &mix, LARGE_CACHE, disk);
+}
+
+#[test]
 fn of_a_full_file_system() {
     explore_limited(
         "a full file system",

@@ -32,6 +32,8 @@ pub enum Disk {
         known: u32,
         wrong: bool,
     },
+    /// The same, with room in the leaf's BAT. The last block may have all that the disk has of it.
+    Growing { levels: Vec<Vec<u64>> },
     /// The same, with so many sectors that are nobody's before each block of the leaf.
     Gaps {
         levels: Vec<Vec<u64>>,
@@ -66,6 +68,19 @@ impl Disk {
         let levels = prop::collection::vec(prop::collection::vec(bits, 18), depth);
         let gaps = prop::collection::vec(0_usize..80, 18);
         (levels, gaps).prop_map(|(levels, gaps)| Self::Gaps { levels, gaps })
+    }
+
+    /// It can grow while it is open.
+    pub fn with_room_to_grow(depth: usize) -> impl Strategy<Value = Self> {
+        let (last, whole) = (SIZE / 8192, SIZE / 512 % 16);
+        let level = (prop::collection::vec(any::<u64>(), 19), any::<bool>());
+        let level = level.prop_map(move |(mut bits, fill)| {
+            if fill {
+                bits[last as usize] = (1 << whole) - 1;
+            }
+            bits
+        });
+        prop::collection::vec(level, depth).prop_map(|levels| Self::Growing { levels })
     }
 
     /// Its leaf is on a block device.
@@ -115,6 +130,11 @@ impl Disk {
                 if *wrong {
                     batmap::change_header(&mut files[0], |header| header.checksum ^= 1);
                 }
+                (files, disk)
+            }
+            Self::Growing { levels } => {
+                let (mut files, disk) = Self::usual(levels).build();
+                files[0] = images::with_room(&files[0]);
                 (files, disk)
             }
             Self::Gaps { levels, gaps } => {

@@ -54,6 +54,8 @@ pub enum Step {
     Close,
     /// The power is cut, and the disk opened again.
     Crash,
+    /// The disk begins to grow by so many sectors, while the guest goes on.
+    Grow(u64),
     /// The next such operation fails with this (positive) errno value.
     Fail {
         errno: i32,
@@ -88,6 +90,8 @@ pub struct Mix {
     pub restarts: bool,
     /// How many of the requests don't care whether others change the same sectors.
     pub bold: f64,
+    /// How many of a hundred steps let the disk grow.
+    pub growing: u32,
 }
 
 impl Default for Mix {
@@ -99,6 +103,7 @@ impl Default for Mix {
             faults: 0,
             restarts: true,
             bold: 0.1,
+            growing: 0,
         }
     }
 }
@@ -139,6 +144,7 @@ pub fn steps(mix: &Mix) -> impl Strategy<Value = Vec<Step>> + use<> {
         4 * restarts => Just(Step::Close),
         2 * restarts => Just(Step::Crash),
         mix.faults => fault,
+        mix.growing => (1_u64..40).prop_map(Step::Grow),
     ];
     prop::collection::vec(step, mix.length.clone())
 }
@@ -221,6 +227,10 @@ pub struct Model {
     on_device: bool,
     /// There may be no room for all blocks.
     may_be_full: bool,
+    /// Sectors that the disk has.
+    size: u64,
+    /// What it may have instead, since it is growing, or failed to.
+    sizes: Vec<u64>,
 }
 
 impl Model {
@@ -228,6 +238,8 @@ impl Model {
         Self {
             on_device,
             may_be_full: false,
+            size: disk.len() as u64 / 512,
+            sizes: Vec::new(),
             sectors: disk
                 .chunks(512)
                 .map(|sector| vec![number(sector)])
@@ -366,6 +378,24 @@ impl Model {
         self.failed_syncs.push(now);
     }
 
+    /// The disk begins to grow.
+    fn grows_to(&mut self, size: u64) {
+        self.sizes.push(size);
+        // What it gets is zeros.
+        self.sectors
+            .resize(self.sectors.len().max(size as usize), vec![0]);
+    }
+
+    /// The disk has this many sectors, for certain.
+    fn has_size(&mut self, size: u64) {
+        assert!(
+            size == self.size || self.sizes.contains(&size),
+            "the disk has {size} sectors"
+        );
+        self.size = size;
+        self.sizes.clear();
+    }
+
     /// The power was cut and this is what the disk holds now.
     fn crashed(&mut self, disk: &[u8]) {
         for (sector, bytes) in disk.chunks(512).enumerate() {
@@ -401,7 +431,7 @@ impl Model {
 
     /// Checks the content of an open disk, but for the sectors that `except` names.
     fn check_content(&self, host: &mut Host, except: &[usize]) {
-        let disk = host.read_disk(self.sectors.len() as u64);
+        let disk = host.read_disk(self.size);
         for (sector, bytes) in disk.chunks(512).enumerate() {
             if !except.contains(&sector) {
                 self.check_sector(sector, bytes);
@@ -460,12 +490,20 @@ impl Model {
         let info = info.unwrap_or_else(|error| panic!("the image does not open: {error}"));
         let backup = |warning: &String| warning.starts_with("backup") && !bad_backup;
         assert!(!info.warnings.iter().any(backup), "{:?}", info.warnings);
+        let sizes = || [self.size].into_iter().chain(self.sizes.iter().copied());
+        assert!(
+            sizes().any(|size| size == info.sectors),
+            "the disk has {} sectors",
+            info.sectors
+        );
         self.check_content(&mut host, &[]);
         if !work_on {
             return;
         }
         // The next owner allocates and closes: nothing that the cut left behind may show up.
-        let untouched = |(_, history): &(usize, &Vec<u32>)| history.as_slice() == [0];
+        let untouched = |(sector, history): &(usize, &Vec<u32>)| {
+            history.as_slice() == [0] && (*sector as u64) < info.sectors
+        };
         let first = self.sectors.iter().enumerate().find(untouched);
         let last = self.sectors.iter().enumerate().rfind(untouched);
         let free: Vec<usize> = [first, last].into_iter().flatten().map(|it| it.0).collect();
@@ -521,6 +559,8 @@ pub struct Guest<'a> {
     pub quiet: bool,
     cache: usize,
     tag: u32,
+    /// The size that the disk is growing to, sectors.
+    growing: Option<u64>,
 }
 
 impl<'a> Guest<'a> {
@@ -554,6 +594,7 @@ impl<'a> Guest<'a> {
             quiet: false,
             cache,
             tag: FLUSH,
+            growing: None,
         }
     }
 
@@ -572,7 +613,7 @@ impl<'a> Guest<'a> {
                 fua,
                 bold,
             } => {
-                let Some(slot) = self.model.free_slot(sector, count, bold) else {
+                let Some((slot, count)) = self.free_slot(sector, count, bold) else {
                     return;
                 };
                 let write = self.model.begin(slot, sector, count, fua);
@@ -592,7 +633,7 @@ impl<'a> Guest<'a> {
                 discard,
                 bold,
             } => {
-                let Some(slot) = self.model.free_slot(sector, count, bold) else {
+                let Some((slot, count)) = self.free_slot(sector, count, bold) else {
                     return;
                 };
                 let fua = flags & FLAG_FUA != 0;
@@ -626,6 +667,15 @@ impl<'a> Guest<'a> {
             Step::Look => self.look(),
             Step::Close => self.reopen(),
             Step::Crash => self.crash(),
+            Step::Grow(sectors) => {
+                if self.growing.is_none() {
+                    let size = self.model.size + sectors;
+                    self.growing = Some(size);
+                    self.model.grows_to(size);
+                    self.host.engine.grow(size * 512);
+                    self.host.run();
+                }
+            }
             Step::Fail { errno, target } => {
                 self.model.failures.insert(-errno);
                 self.fail_one(move |op| {
@@ -646,6 +696,16 @@ impl<'a> Guest<'a> {
             }
         }
         self.take_finished();
+    }
+
+    /// A slot for a request, and the sectors that the disk has for it; see [`Model::free_slot`].
+    fn free_slot(&self, sector: u64, count: u32, bold: bool) -> Option<(usize, u32)> {
+        let count = self.model.size.saturating_sub(sector).min(u64::from(count)) as u32;
+        if count == 0 {
+            return None;
+        }
+        let slot = self.model.free_slot(sector, count, bold)?;
+        Some((slot, count))
     }
 
     /// Whether a request may fail with this (positive) errno value from now on.
@@ -690,6 +750,19 @@ impl<'a> Guest<'a> {
     }
 
     fn take_finished(&mut self) {
+        if let (Some(size), vhd::Job::Over(outcome)) = (self.growing, self.host.engine.job()) {
+            self.growing = None;
+            match outcome {
+                Ok(_) => {
+                    self.model.has_size(size);
+                    self.explorer.promises_changed();
+                }
+                // Its footers may have the new size as long as it is open.
+                Err(error) => {
+                    assert!(self.model.failures.contains(&-error.errno), "{error}");
+                }
+            }
+        }
         while let Some(finished) = self.host.finished.pop_front() {
             if self.model.finished(finished.tag, finished.status) {
                 self.explorer.promises_changed();
@@ -717,6 +790,8 @@ impl<'a> Guest<'a> {
 
     /// Closes the disk, which is a flush.
     pub fn close(&mut self) {
+        // What comes of growing is seen when it is opened again.
+        self.growing = None;
         loop {
             self.host.engine.close();
             self.host.run();
@@ -742,9 +817,14 @@ impl<'a> Guest<'a> {
     /// Closes the disk and opens it again.
     pub fn reopen(&mut self) {
         self.close();
-        while let Err(error) = self.host.open(Driver::Vhd, false) {
-            assert!(self.model.failures.contains(&-error.errno), "{error}");
-        }
+        let info = loop {
+            match self.host.open(Driver::Vhd, false) {
+                Ok(info) => break info,
+                Err(error) => assert!(self.model.failures.contains(&-error.errno), "{error}"),
+            }
+        };
+        self.model.has_size(info.sectors);
+        self.explorer.promises_changed();
         let model = &self.model;
         let mut next = model.host(&Left {
             files: self.host.files.clone(),
@@ -800,8 +880,10 @@ impl<'a> Guest<'a> {
         self.host.leaf_is_device = self.model.on_device;
         self.host.capacity = capacity;
         self.host.power = Some(PowerLog::new(&self.host.files, &self.host.names));
-        self.host.open(Driver::Vhd, false).expect("the image opens");
-        let disk = self.host.read_disk(self.model.sectors.len() as u64);
+        let info = self.host.open(Driver::Vhd, false).expect("the image opens");
+        self.growing = None;
+        self.model.has_size(info.sectors);
+        let disk = self.host.read_disk(info.sectors);
         self.host.fault = fault;
         self.model.crashed(&disk);
         self.explorer.promises_changed();
