@@ -78,23 +78,15 @@ impl File {
             (true, false) => libc::O_CREAT,
             (true, true) => libc::O_CREAT | libc::O_EXCL,
         };
-        // O_NONBLOCK keeps a FIFO from blocking the call until it is refused below.
+        // Opening some devices sets them going: what is neither a file nor a block device isn't even opened.
+        if let Ok(status) = stat(&name) {
+            is_block_device(path, &status)?;
+        }
+        // O_NONBLOCK keeps a FIFO from blocking the call should there be one now.
         let buffered = open(&name, access | create | libc::O_NONBLOCK | libc::O_NOCTTY)
             .map_err(|error| what("can't be opened", &error))?;
         let status = fstat(&buffered).map_err(|error| what("no status", &error))?;
-        let block_device = match status.st_mode & libc::S_IFMT {
-            libc::S_IFREG => false,
-            libc::S_IFBLK => true,
-            libc::S_IFDIR => {
-                return Err(Error::new(libc::EISDIR, format!("{path} is a directory")));
-            }
-            _ => {
-                return Err(Error::new(
-                    libc::EINVAL,
-                    format!("{path} is neither a file nor a block device"),
-                ));
-            }
-        };
+        let block_device = is_block_device(path, &status)?;
         set_flags(&buffered, access).map_err(|error| what("can't be set up", &error))?;
         if options.lock != Lock::None {
             lock(&buffered, options.lock).map_err(|error| match error.raw_os_error() {
@@ -105,11 +97,13 @@ impl File {
                 _ => what("can't be locked", &error),
             })?;
         }
+        // Only now: who had the file locked may have changed its size until he gave it up.
         let size = if block_device {
-            device_size(&buffered).map_err(|error| what("no size", &error))?
+            device_size(&buffered)
         } else {
-            status.st_size.cast_unsigned()
+            fstat(&buffered).map(|status| status.st_size.cast_unsigned())
         };
+        let size = size.map_err(|error| what("no size", &error))?;
         let direct = if options.direct {
             open_direct(&buffered, &name, access, &status)
         } else {
@@ -235,6 +229,27 @@ fn open(name: &CString, flags: i32) -> io::Result<OwnedFd> {
 /// What `open(2)` says, also because /proc isn't mounted.
 pub(crate) fn reopen(fd: RawFd, flags: i32) -> io::Result<OwnedFd> {
     open(&CString::new(format!("/proc/self/fd/{fd}"))?, flags)
+}
+
+/// Whether it is a block device rather than a file; nothing else will do.
+fn is_block_device(path: &str, status: &libc::stat) -> Result<bool> {
+    match status.st_mode & libc::S_IFMT {
+        libc::S_IFREG => Ok(false),
+        libc::S_IFBLK => Ok(true),
+        libc::S_IFDIR => Err(Error::new(libc::EISDIR, format!("{path} is a directory"))),
+        _ => Err(Error::new(
+            libc::EINVAL,
+            format!("{path} is neither a file nor a block device"),
+        )),
+    }
+}
+
+fn stat(name: &CString) -> io::Result<libc::stat> {
+    let mut status = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: `name` is a string that ends with NUL, and `status` has room for what stat writes.
+    check(unsafe { libc::stat(name.as_ptr(), status.as_mut_ptr()) })?;
+    // SAFETY: stat succeeded, so it has written all of it.
+    Ok(unsafe { status.assume_init() })
 }
 
 fn fstat(fd: &OwnedFd) -> io::Result<libc::stat> {

@@ -4,7 +4,8 @@ mod common;
 
 use std::ffi::CString;
 use std::fs::FileTimes;
-use std::os::fd::AsRawFd;
+use std::io::{ErrorKind, Read};
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use common::{DIRECT, Host, READ_WRITE, Random, TempFile, on_both, op, read, write};
@@ -53,6 +54,55 @@ fn what_cannot_be_opened() {
     assert_eq!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o600) }, 0);
     // It doesn't block, and isn't taken for a file.
     assert_eq!(errno(missing.path(), OpenOptions::default()), libc::EINVAL);
+}
+
+/// An image may name any path as its parent's, and to open a device can be enough to set it going.
+#[test]
+fn what_is_no_file_is_not_even_opened() {
+    let file = TempFile::new();
+    let fifo = CString::new(file.path()).unwrap();
+    // SAFETY: paths that end with NUL, and a descriptor that was just made.
+    let mut notes = unsafe {
+        assert_eq!(libc::mkfifo(fifo.as_ptr(), 0o600), 0);
+        let notes = libc::inotify_init1(libc::IN_NONBLOCK | libc::IN_CLOEXEC);
+        assert!(notes >= 0);
+        assert!(libc::inotify_add_watch(notes, fifo.as_ptr(), libc::IN_OPEN) >= 0);
+        std::fs::File::from_raw_fd(notes)
+    };
+    assert_eq!(errno(file.path(), OpenOptions::default()), libc::EINVAL);
+    let mut events = [0; 256];
+    let kind = notes.read(&mut events).map_err(|error| error.kind());
+    assert_eq!(kind, Err(ErrorKind::WouldBlock));
+    std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(file.path())
+        .unwrap();
+    assert!(notes.read(&mut events).unwrap() > 0, "opening is seen");
+}
+
+/// Whoever holds a lock may change the size until he gives it up, and whoever gets it has to know the size of then.
+#[test]
+fn the_size_is_that_of_a_file_that_nobody_else_has() {
+    let file = TempFile::with(&[]);
+    let takes_turns = |step: u64| {
+        let mut opened = 0;
+        for _ in 0..10_000 {
+            if let Ok(open) = File::open(file.path(), LOCKED) {
+                opened += 1;
+                let size = open.current_size();
+                assert_eq!(open.size(), size, "of opening {opened}");
+                let writer = std::fs::File::options().write(true).open(file.path());
+                writer.unwrap().set_len((size + step) % 65_536).unwrap();
+            }
+        }
+        opened
+    };
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| takes_turns(512));
+        assert!(takes_turns(1024) > 0);
+        assert!(other.join().unwrap() > 0);
+    });
 }
 
 #[test]
