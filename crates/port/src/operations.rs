@@ -301,7 +301,8 @@ impl Operations {
         }
         let block = self.blocks.take(length);
         if op.kind == OpKind::Write {
-            // SAFETY: `resolve` checked `length` bytes at `data`, and the block has as many.
+            // SAFETY: `resolve` checked `length` bytes at `data`, and the block has as many. Should a client change them
+            // meanwhile, then he wrote something in between.
             unsafe { block.as_ptr().copy_from_nonoverlapping(data, length) };
         }
         let aligned = block.as_ptr();

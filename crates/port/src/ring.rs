@@ -23,8 +23,8 @@
 //! # What is trusted
 //!
 //! Nothing. The guest can write every byte of the mapping at any time. So our own indexes are private copies, an entry is
-//! copied out once before it is looked at, and the data pages are touched by the kernel alone. The guest could only end
-//! us by truncating the mapping's file, which [`Ring::new`] rules out.
+//! copied out once before it is looked at, and what the data pages hold is moved but never looked at. The guest could only end
+//! us by taking away pages that don't come back (by truncating the file, or punching out huge ones), which [`Ring::new`] rules out.
 //!
 //! # Which operations
 //!
@@ -125,8 +125,8 @@ impl Ring {
     /// `kick` becomes readable when the guest notifies us, `notify` is written to when we notify it.
     ///
     /// # Errors
-    /// When the memory is too small, can't be mapped, or could be truncated by the other side: an ordinary file, or a
-    /// memfd without `F_SEAL_SHRINK`.
+    /// When the memory is too small, can't be mapped, could be truncated by the other side (an ordinary file, or a memfd
+    /// without `F_SEAL_SHRINK`), or has huge pages.
     pub fn new(memory: OwnedFd, kick: OwnedFd, notify: OwnedFd) -> io::Result<Self> {
         check_memory(&memory)?;
         let page = Mapping::new(&memory)?;
@@ -529,12 +529,28 @@ fn check_memory(memory: &OwnedFd) -> io::Result<()> {
     if seals < 0 || seals & libc::F_SEAL_SHRINK == 0 {
         return refuse("the ring's memory could be truncated by its client (no F_SEAL_SHRINK)");
     }
+    // A page that its client has punched out comes back when it is touched, but a huge one only if there is one left: else the
+    // toucher gets a SIGBUS.
+    if file_system(memory)? != libc::TMPFS_MAGIC {
+        return refuse("the ring's memory has no ordinary pages");
+    }
     // The size counts only if it is looked at after the seal.
     let (_, size) = stat(memory)?;
     if size < MAPPING_BYTES as i64 {
         return refuse("the ring's memory is too small");
     }
     Ok(())
+}
+
+/// The magic number of an open file's file system.
+fn file_system(file: &OwnedFd) -> io::Result<libc::c_long> {
+    // SAFETY: an all-zero `statfs` is a valid value of that plain structure.
+    let mut statfs: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open, and `statfs` is a writable structure of the right type.
+    if unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut statfs) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(statfs.f_type)
 }
 
 /// Mode and size of an open file.

@@ -13,7 +13,7 @@ const GREETING: [u8; 16] = *b"TAPRING1\x01\0\0\0\0\0\0\0";
 /// Room for more descriptors than are wanted, so that too many are seen as such.
 const ROOM: usize = 8;
 
-/// A client's descriptors, not yet looked into except that the events are eventfds.
+/// A client's descriptors: memory that can be a ring's, and two eventfds.
 #[derive(Debug)]
 pub struct RingFds {
     /// The memory of ring and data.
@@ -27,8 +27,8 @@ pub struct RingFds {
 /// Takes a ring from the client on a connected Unix stream socket, and not a byte more. Blocks at most for `timeout`.
 ///
 /// # Errors
-/// `TimedOut`, `UnexpectedEof` when the client goes, `InvalidData` when it sends anything but what is described above. All
-/// descriptors received are closed then.
+/// `TimedOut`, `UnexpectedEof` when the client goes, `InvalidData` when it sends anything but what is described above,
+/// `InvalidInput` when the memory can't be a ring's. All descriptors received are closed then.
 pub fn receive_ring(fd: RawFd, timeout: Duration) -> io::Result<RingFds> {
     let deadline = Instant::now() + timeout;
     let mut greeting = [0; GREETING.len()];
@@ -55,6 +55,8 @@ pub fn receive_ring(fd: RawFd, timeout: Duration) -> io::Result<RingFds> {
     for event in [&kick, &notify] {
         check_event(event)?;
     }
+    // Here, not where a data plane would wait: what a client sends may be of a file system that answers late or never.
+    super::check_memory(&memory)?;
     Ok(RingFds {
         memory,
         kick,

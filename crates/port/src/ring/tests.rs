@@ -12,11 +12,15 @@ use super::{
 use crate::front_end::FrontEnd;
 
 fn memfd(bytes: usize, seals: i32) -> OwnedFd {
+    memfd_of(0, bytes, seals)
+}
+
+fn memfd_of(kind: libc::c_uint, bytes: usize, seals: i32) -> OwnedFd {
     // SAFETY: plain system calls with a C string and numbers.
     unsafe {
         let fd = libc::memfd_create(
             c"ring".as_ptr(),
-            libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING,
+            libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | kind,
         );
         assert!(fd >= 0);
         assert_eq!(libc::ftruncate(fd, bytes as libc::off_t), 0);
@@ -405,6 +409,12 @@ fn memory_that_is_refused() {
     );
     assert_eq!(try_with(memfd(MAPPING_BYTES, libc::F_SEAL_GROW)), refused);
     assert_eq!(try_with(memfd(MAPPING_BYTES, 0)), refused);
+    let huge = memfd_of(libc::MFD_HUGETLB, 4 << 20, libc::F_SEAL_SHRINK);
+    assert_eq!(
+        try_with(huge),
+        refused,
+        "huge pages that its client punches out may not come back"
+    );
     assert_eq!(try_with(event()), refused);
     let file = std::fs::File::open("/proc/self/exe").unwrap();
     assert_eq!(
@@ -498,6 +508,12 @@ fn what_is_not_a_ring_is_refused_and_closed() {
             GREETING,
             vec![memory, memory, kick],
             io::ErrorKind::InvalidData,
+        ),
+        // The first one is a socket in truth.
+        (
+            GREETING,
+            vec![memory, kick, kick],
+            io::ErrorKind::InvalidInput,
         ),
         (
             &other_version,
