@@ -305,6 +305,14 @@ impl FrontEnds {
     /// Says whether the owner is going to look for requests by itself for a while ([`FrontEnds::poll`]). Then sockets are read and
     /// written right here: a call that is over at once costs both ends of the connection far less than one that waits.
     pub fn set_eager(&mut self, eager: bool) {
+        if self.eager && !eager {
+            // Nobody looks at these sockets any more, and the owner may be too busy ever to sleep and so to `arm` them.
+            for number in 0..self.entries.len() {
+                if let Some(Entry { notify: None, .. }) = &self.entries[number] {
+                    self.make_ready(number as u32);
+                }
+            }
+        }
         self.eager = eager;
     }
 
@@ -560,3 +568,6 @@ impl Entry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
