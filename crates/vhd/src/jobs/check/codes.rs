@@ -215,7 +215,7 @@ codes! { OTHERS:
         "Never grow the disk in place; copy it into a new image.";
     BLOCK_ON_BATMAP "block-on-batmap" Error
         "A block lies on blktap's batmap, which is closed with the image: the one overwrites the other. qemu puts the first block there when it writes to an image of blktap's.",
-        "Copy the disk into a new image with a program that minds no batmap, and never write to such images with qemu.";
+        "vhd-check --repair moves the block that qemu puts there, and makes the batmap anew. Never write to such images with qemu.";
     BLOCK_ON_LOCATOR "block-on-locator" Error
         "A block lies on the name of the parent: one of the two overwrites the other. qemu does that when it writes to a differencing image.",
         "Link the parent again in a copy; never write to differencing images with qemu.";
@@ -250,7 +250,7 @@ codes! { OTHERS:
 
     BATMAP_MISSING "batmap-missing" Error
         "The image must have a batmap, says its creator version, and has none: blktap refuses it. A program that doesn't know of batmaps may have overwritten it.",
-        "Nothing can be mended safely where a block lies there; tapdisk serves the image without a batmap.";
+        "vhd-check --repair makes it anew from the bitmaps, if nothing else lies in its place; tapdisk serves the image without a batmap.";
     BATMAP_VERSION "batmap-version" Error
         "The batmap has a version that is not known: blktap refuses the image.",
         "vhd-check --repair makes it anew from the bitmaps.";

@@ -6,7 +6,7 @@
 //! ([`ImageReport::original`]), so that our `vhd-util` can say the same.
 
 mod batmap;
-mod bitmaps;
+pub(crate) mod bitmaps;
 mod chain;
 pub(crate) mod checkup;
 pub(crate) mod codes;
@@ -17,7 +17,7 @@ mod header;
 mod locators;
 mod space;
 mod stats;
-mod table;
+pub(crate) mod table;
 
 use serde::{Deserialize, Serialize};
 

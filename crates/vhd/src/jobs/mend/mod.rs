@@ -12,7 +12,7 @@ pub(super) use undoing::run as undo;
 pub use undoing::{UndoSpec, Undone};
 
 use self::log::{Change, Undo};
-use self::plan::Step;
+use self::plan::{Content, Step};
 use super::Context;
 use super::check::checkup::Checkup;
 use super::check::examine::{self, Examined};
@@ -122,10 +122,18 @@ fn guarded(examined: &Examined, steps: &[Step]) -> Option<Vec<(u64, u64)>> {
             .map_or(0, |table| table.entries.len());
         ranges.push((state.header.table_offset, entries as u64 * 4));
     }
-    let pieces = || steps.iter().flat_map(|step| &step.pieces);
-    ranges.retain(|(offset, length)| {
-        pieces().all(|(at, bytes)| at + bytes.len() as u64 <= *offset || offset + length <= *at)
-    });
+    for (at, content) in steps.iter().flat_map(|step| &step.pieces) {
+        let end = at + content.length();
+        let around = |(offset, length): (u64, u64)| {
+            let before = (offset, length.min(at.saturating_sub(offset)));
+            let start = end.max(offset);
+            let after = (start, (offset + length).saturating_sub(start));
+            [before, after]
+                .into_iter()
+                .filter(|(_, length)| *length > 0)
+        };
+        ranges = ranges.into_iter().flat_map(around).collect();
+    }
     Some(ranges)
 }
 
@@ -249,14 +257,18 @@ impl Mender<'_> {
         let mut changes = self.log.undo.changes.clone();
         let first = changes.len();
         let mut records = Vec::new();
-        for (offset, after) in &step.pieces {
+        for (offset, content) in &step.pieces {
             let before = self
-                .current(*offset, after.len() as u64, &changes[first..])
+                .current(*offset, content.length(), &changes[first..])
                 .await?;
+            let after = match content {
+                Content::Bytes(bytes) => bytes.clone(),
+                Content::CopyOf(from, length) => self.current(*from, *length, &[]).await?,
+            };
             let change = Change {
                 offset: *offset,
                 before,
-                after: after.clone(),
+                after,
             };
             records.extend(log::encode_change(changes.len() as u32, &change));
             changes.push(change);
@@ -264,7 +276,12 @@ impl Mender<'_> {
         write(self.context, self.log.file, self.log.undo.end, &records).await?;
         self.log.undo.end += records.len() as u64;
         self.log.undo.changes = changes;
-        for (offset, bytes) in &step.pieces {
+        for Change {
+            offset,
+            after: bytes,
+            ..
+        } in &self.log.undo.changes[first..]
+        {
             let (io, file) = (&self.context.io, self.file.file);
             io.write("image", file, *offset, bytes)
                 .await

@@ -1,9 +1,11 @@
 //! What can be mended without loss, decided before anything is changed. The rule: whoever reads the disk afterwards reads
 //! what tapdisk read before. Whatever nobody can know for sure is left, with the reason.
 
+mod displaced;
+
 use serde::Serialize;
 
-use crate::format::batmap;
+use crate::format::batmap::{self, Batmap};
 use crate::format::footer::{self, DiskType};
 use crate::jobs::check::codes::{self, Code};
 use crate::jobs::check::examine::Examined;
@@ -35,8 +37,25 @@ pub struct Left {
     pub why: String,
 }
 
-/// Bytes that go to an offset of the file.
-pub(crate) type Piece = (u64, Vec<u8>);
+/// What goes to an offset of the file.
+pub(crate) type Piece = (u64, Content);
+
+/// What a piece of the file gets.
+#[derive(Debug)]
+pub(crate) enum Content {
+    Bytes(Vec<u8>),
+    /// As many bytes as are at this other offset of the file, length last.
+    CopyOf(u64, u64),
+}
+
+impl Content {
+    pub(crate) fn length(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::CopyOf(_, length) => *length,
+        }
+    }
+}
 
 /// A step of a plan.
 #[derive(Debug)]
@@ -53,7 +72,7 @@ impl Step {
             .map(|(offset, _)| *offset)
             .min()
             .unwrap_or_default();
-        let bytes = pieces.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+        let bytes = pieces.iter().map(|(_, content)| content.length()).sum();
         Self {
             planned: Planned {
                 codes: found.to_vec(),
@@ -133,6 +152,8 @@ pub(crate) fn plan(file: &FileSpec, examined: &Examined, findings: &Findings) ->
     planner.primary();
     planner.backup();
     planner.copies();
+    planner.displaced();
+    planner.missing_batmap();
     planner.batmap();
     planner.rest();
     planner.plan
@@ -190,6 +211,12 @@ impl Planner<'_> {
             .collect()
     }
 
+    /// Whether what begins so is planned to be mended.
+    fn mends(&self, prefix: &str) -> bool {
+        let mut planned = self.plan.steps.iter().flat_map(|step| &step.planned.codes);
+        planned.any(|code| code.starts_with(prefix))
+    }
+
     fn leave(&mut self, prefix: &str, why: impl Into<String>) {
         self.reasons.push((prefix.to_owned(), why.into()));
     }
@@ -238,9 +265,8 @@ impl Planner<'_> {
             "write the footer at offset {at}, as the copy at offset {} has it",
             copy.at
         );
-        self.plan
-            .steps
-            .push(Step::new(&found, what, vec![(at, bytes)]));
+        let pieces = vec![(at, Content::Bytes(bytes))];
+        self.plan.steps.push(Step::new(&found, what, pieces));
     }
 
     /// The copy at offset 0, from the footer at the end.
@@ -256,7 +282,7 @@ impl Planner<'_> {
         let step = Step::new(
             &self.found("footer-backup"),
             what.to_owned(),
-            vec![(0, whole(footers))],
+            vec![(0, Content::Bytes(whole(footers)))],
         );
         self.plan.steps.push(step);
     }
@@ -285,13 +311,17 @@ impl Planner<'_> {
         );
         let mut found = self.found("footer-copies");
         found.extend(self.found("footer-backup"));
-        let step = Step::new(&found, what, vec![(0, whole(footers))]);
+        let step = Step::new(&found, what, vec![(0, Content::Bytes(whole(footers)))]);
         self.plan.steps.push(step);
     }
 
     /// The batmap, from the bitmaps.
     fn batmap(&mut self) {
-        let needed = [codes::BATMAP_CHECKSUM, codes::BATMAP_ABSENT_BLOCK];
+        let needed = [
+            codes::BATMAP_CHECKSUM,
+            codes::BATMAP_ABSENT_BLOCK,
+            codes::BATMAP_VERSION,
+        ];
         if !self.findings.has_any(&needed) {
             return;
         }
@@ -318,24 +348,16 @@ impl Planner<'_> {
                 "it contradicts the bitmaps: what the disk reads would change",
             );
         }
-        let mut map = vec![0; state.map.len()];
-        let known = map.len().min(bitmaps.full.len());
-        map[..known].copy_from_slice(&bitmaps.full[..known]);
         let mut header = state.header.clone();
-        header.checksum = IMPOSSIBLE_CHECKSUM;
-        let invalid = header.encode().to_vec();
-        header.checksum = batmap::checksum(&map, header.version);
-        let valid = header.encode().to_vec();
-        let what = "make the batmap anew from the bitmaps";
-        // In between the map has a checksum that fits nothing, so that nobody goes by a map that is half the new one.
-        let pieces = vec![
-            (state.at, invalid),
-            (state.header.offset, map),
-            (state.at, valid),
-        ];
-        self.plan
-            .steps
-            .push(Step::new(&self.found("batmap"), what.to_owned(), pieces));
+        if self.findings.has(codes::BATMAP_VERSION) {
+            header.version = batmap::VERSION;
+        }
+        let pieces = new_batmap(state.at, header, state.map.len(), &bitmaps.full);
+        self.plan.steps.push(Step::new(
+            &self.found("batmap"),
+            NEW_BATMAP.to_owned(),
+            pieces,
+        ));
     }
 
     /// Everything else is left.
@@ -363,9 +385,33 @@ impl Planner<'_> {
     }
 }
 
-/// The footer at the end, in 512 bytes.
+const NEW_BATMAP: &str = "make the batmap anew from the bitmaps";
+
+/// Writes a batmap of `bytes` bytes with a header like this one. In between the map has a checksum that fits nothing, so that
+/// nobody goes by a map that is half the new one.
+fn new_batmap(at: u64, mut header: Batmap, bytes: usize, full: &[u8]) -> Vec<Piece> {
+    let mut map = vec![0; bytes];
+    let known = map.len().min(full.len());
+    map[..known].copy_from_slice(&full[..known]);
+    header.checksum = IMPOSSIBLE_CHECKSUM;
+    let invalid = header.encode().to_vec();
+    header.checksum = batmap::checksum(&map, header.version);
+    let valid = header.encode().to_vec();
+    vec![
+        (at, Content::Bytes(invalid)),
+        (header.offset, Content::Bytes(map)),
+        (at, Content::Bytes(valid)),
+    ]
+}
+
+/// The footer at the end, or the copy if that one is bad, in 512 bytes.
 fn whole(footers: &Footers) -> Vec<u8> {
-    let mut bytes = footers.primary.bytes.clone();
+    let copy = if footers.primary.good {
+        &footers.primary
+    } else {
+        &footers.backup
+    };
+    let mut bytes = copy.bytes.clone();
     bytes.resize(footer::LENGTH, 0);
     bytes
 }
