@@ -153,6 +153,23 @@ fn needed(blocks: &Blocks) -> [Range; 3] {
     ]
 }
 
+/// The sectors before `limit` that no structure is in, of an image all of whose blocks are behind that.
+pub(crate) fn free_before(blocks: &Blocks, limit: u64) -> Vec<Range> {
+    let structures = areas(blocks, blocks.batmap.as_deref()).into_iter();
+    let mut used: Vec<Range> = structures.map(|(range, _)| range).collect();
+    used.extend(needed(blocks));
+    used.sort_unstable();
+    let mut end = 0;
+    let mut free = Vec::new();
+    for (first, behind) in used.into_iter().chain([(limit, limit)]) {
+        if end < first.min(limit) {
+            free.push((end, first.min(limit)));
+        }
+        end = end.max(behind);
+    }
+    free
+}
+
 fn areas(blocks: &Blocks, batmap: Option<&BatmapState>) -> Vec<(Range, Area)> {
     let header = &blocks.header;
     let table_end = sectors(header.table_offset, u64::from(header.max_table_entries) * 4).1;

@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 use support::batmap::{Parts, full_blocks, with_batmap};
 use support::cuts::Explorer;
@@ -10,9 +12,9 @@ use support::power::Left;
 use support::{Host, jobs};
 use vhd::format::footer::{DiskType, Footer};
 use vhd::format::uuid::Uuid;
-use vhd::jobs::{ModifySpec, RepairSpec, ResizeSpec};
-use vhd::record::RequestKind;
-use vhd::{Driver, Job, JobSpec};
+use vhd::jobs::{CheckSpec, Depth, Ignore, ModifySpec, RepairSpec, ResizeSpec};
+use vhd::record::{OpKind, RequestKind};
+use vhd::{Driver, Job, JobSpec, Outcome};
 
 const BLOCK: u32 = 8192;
 const PER_BLOCK: u64 = 16;
@@ -238,6 +240,74 @@ fn failures_leave_the_old_size_or_the_new_one() {
                 }
             }
         }
+    }
+}
+
+/// Lets operations on the first file fail when they need more sectors than it has and `budget`: the file system is full.
+fn fill_up(host: &mut Host, budget: usize) {
+    let mut taken: BTreeSet<u64> = (0..host.files[0].len() as u64 / 512).collect();
+    let limit = taken.len() + budget;
+    host.fault = Some(Box::new(move |op| {
+        if op.file != 0 {
+            return None;
+        }
+        let sectors = op.offset / 512..(op.offset + op.length).div_ceil(512);
+        match op.kind {
+            OpKind::Truncate => taken.retain(|sector| *sector < op.offset / 512),
+            OpKind::PunchHole => taken.retain(|sector| !sectors.contains(sector)),
+            OpKind::Write | OpKind::WriteZeroes | OpKind::CopyRange => {
+                for sector in sectors {
+                    if !taken.contains(&sector) && taken.len() == limit {
+                        return Some(-28);
+                    }
+                    taken.insert(sector);
+                }
+            }
+            _ => {}
+        }
+        None
+    }));
+}
+
+#[test]
+fn a_full_file_system_leaves_the_image_as_it_was() {
+    let check_spec = || CheckSpec {
+        path: images::name(0),
+        depth: Depth::Full,
+        chain: false,
+        stats: false,
+        ignore: Ignore::default(),
+        now: support::NOW,
+    };
+    let errors = |host: &mut Host| match host.run_job(JobSpec::Check(check_spec())) {
+        Ok(Outcome::Checked(report)) => report.images[0].errors,
+        other => panic!("{other:?}"),
+    };
+    // A BAT of 12 sectors.
+    let sectors = 12 * 128 * PER_BLOCK;
+    for kind in [Disk::Root, Disk::Batmap, Disk::Child] {
+        let (files, disk) = build(kind);
+        let mut refused = 0;
+        for budget in 0.. {
+            let mut host = Host::new(files.clone(), 64 << 10);
+            fill_up(&mut host, budget);
+            let outcome = host.run_job(resize(sectors));
+            host.fault = None;
+            if outcome.is_ok() {
+                break;
+            }
+            let error = outcome.expect_err("it is full");
+            assert_eq!(error.errno, 28);
+            refused += 1;
+            assert_eq!(errors(&mut host), 0, "{kind:?} {budget}");
+            let names = host.names.clone();
+            let left = Left {
+                files: host.files,
+                names,
+            };
+            check(&left, jobs::State::Running, &disk, sectors);
+        }
+        assert!(refused > 12);
     }
 }
 

@@ -1,6 +1,7 @@
 //! Room for a larger BAT: the blocks that are in the way move behind the last one.
 
 use super::{Metadata, no_room, room};
+use crate::areas;
 use crate::error::{Error, Result, errno};
 use crate::format::bat::{self, ENTRIES_PER_SECTOR};
 use crate::format::batmap::{self, Batmap};
@@ -56,7 +57,11 @@ impl Metadata {
             batmap
         });
         let names_end = end + names.iter().map(|(_, name)| room(name)).sum::<u64>();
-        self.move_blocks(names_end).await?;
+        if let Err(error) = self.make_way(names_end).await {
+            // A file that is longer now, without a footer at its end, is cut again.
+            let _ = self.trim().await;
+            return Err(error);
+        }
         self.batmap = batmap.or(self.batmap.take());
         in_place.extend(self.blocks().map(|blocks| table_end(blocks, &old, entries)));
         self.write_header(&header, &names, &in_place).await?;
@@ -66,6 +71,28 @@ impl Metadata {
             let gap = first - names_end;
             self.io
                 .punch_all(self.spec.file, [names_end].into_iter(), gap)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Frees the file up to byte `limit`, but for the structures that are there, and has the file system keep that space:
+    /// once the header has changed there is no way back from a full one.
+    async fn make_way(&mut self, limit: u64) -> Result<()> {
+        self.move_blocks(limit).await?;
+        if self.spec.block_device {
+            return Ok(());
+        }
+        if self.end < limit {
+            self.move_footer(limit).await?;
+        }
+        let free = self
+            .blocks()
+            .map(|blocks| areas::free_before(blocks, limit / 512));
+        for (first, end) in free.unwrap_or_default() {
+            let offset = [first * 512].into_iter();
+            self.io
+                .zero_all(self.spec.file, offset, (end - first) * 512)
                 .await?;
         }
         Ok(())

@@ -183,7 +183,12 @@ impl Metadata {
             names_at.push(copy_at + bytes.len() as u64);
             bytes.extend(padded(name));
         }
-        let copy = with_locators(&plan.header, names, &names_at);
+        // The copy has the old BAT: entries behind that are not in the file yet.
+        let entries = self.blocks().map(|blocks| blocks.header.max_table_entries);
+        let copy = Header {
+            max_table_entries: entries.unwrap_or(plan.header.max_table_entries),
+            ..with_locators(&plan.header, names, &names_at)
+        };
         bytes[..header::LENGTH].copy_from_slice(&copy.encode());
         if !self.spec.block_device {
             self.io
