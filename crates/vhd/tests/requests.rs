@@ -371,6 +371,55 @@ proptest! {
     }
 }
 
+/// Sectors of disks with blocks so large that their bitmaps take several sectors.
+const LARGE: u64 = (20 << 20) / 512 - 99;
+
+/// A chain with such blocks, of 4 MiB in the leaf and of 8 and 16 MiB below; and its content. Parents are smaller.
+fn large_chain(levels: &[Vec<u64>]) -> (Vec<Vec<u8>>, Vec<u8>) {
+    let mut disk = vec![0; LARGE as usize * 512];
+    let mut files = Vec::new();
+    for (index, bits) in levels.iter().enumerate().rev() {
+        let size = (LARGE - index as u64 * 5000) * 512;
+        let block_size = (4 << 20) << index;
+        let count = size.div_ceil(u64::from(block_size)) as u32;
+        let blocks: Vec<(u32, u64)> = (0..count)
+            .zip(bits.iter().copied())
+            .filter(|(_, bits)| bits % 3 != 0)
+            .collect();
+        let spec = Spec {
+            uuid: uuid(index),
+            size,
+            block_size,
+            parent: (index + 1 < levels.len()).then(|| Parent::named(index + 1)),
+            blocks: &blocks,
+            fill: [|_| 0xa1, |_| 0xb2, |_| 0xc3][index % 3],
+        };
+        files.push(images::build(&spec, &mut disk[..size as usize]));
+    }
+    files.reverse();
+    (files, disk)
+}
+
+proptest! {
+    #![proptest_config(support::cases(24))]
+
+    #[test]
+    fn bitmaps_of_several_sectors(
+        levels in prop::collection::vec(prop::collection::vec(any::<u64>(), 5), 1..4),
+        steps in steps(LARGE), whole in prop::collection::vec((0_u64..4, 0_usize..100), 0..4), seed: u64, small_cache: bool,
+    ) {
+        let (files, disk) = large_chain(&levels);
+        let mut steps = steps;
+        // Now and then a block as a whole.
+        for (block, at) in whole {
+            let (sector, count) = (block * 8192, 8192);
+            let step = Step::Erase { sector, count, kind: RequestKind::Discard, flags: 0 };
+            steps.insert(at.min(steps.len()), step);
+        }
+        run(files, disk, Driver::Vhd, if small_cache { 0 } else { 1 << 20 }, &steps, seed);
+    }
+}
+
 #[test]
 fn large_blocks_and_requests_across_many_blocks() {
     let size = 9 << 20;
