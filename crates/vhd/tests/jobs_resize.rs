@@ -332,6 +332,29 @@ fn sizes_that_can_not_be_are_refused() {
     assert!(host.files == before);
 }
 
+#[test]
+fn a_guest_can_not_make_a_dynamic_image_pass_for_a_fixed_one_that_lost_its_footer() {
+    for job in [repair(), resize(7 * PER_BLOCK)] {
+        let (mut files, mut disk) = build(Disk::Root);
+        let file = &mut files[0];
+        // The footer at the end is lost, as while an extent is made; before the zeros is what the guest wrote.
+        let end = file.len() - 512;
+        let at = end - 512;
+        let planted = Footer::new(DiskType::Fixed, at as u64, uuid(9), 7).encode();
+        file[at..end].copy_from_slice(&planted);
+        file[end..].fill(0);
+        file.extend(vec![0; 9 * 512]);
+        // The last block of the file is the fourth of the disk, of which the last sector is not there.
+        let sector = (4 * PER_BLOCK + 15) as usize * 512;
+        disk[sector..sector + 512].fill(0);
+        let mut host = Host::new(files.clone(), 64 << 10);
+        assert!(read(&mut host) == disk);
+        host.run_job(job).expect("it is mended, or larger");
+        let found = read(&mut host);
+        assert!(found[..disk.len()] == disk);
+    }
+}
+
 // ---- while a guest uses the disk ----
 
 fn grow(host: &mut Host, sectors: u64) -> vhd::error::Result<()> {

@@ -15,13 +15,20 @@ const SEARCH: u64 = 1 << 30;
 /// Pieces at the end of a file that may be zeros though they are no holes.
 const PIECES: usize = 64;
 
-/// If `file` ends with zeros, and the last sector before them is the footer of a fixed disk that ends there, cuts them off.
+/// If `file` does not begin like an image with a BAT and ends with zeros, and the last sector before them is the footer of a fixed disk that ends there, cuts them off.
 /// Returns whether it did.
 ///
 /// # Errors
 /// An I/O error.
 pub(crate) async fn restore(io: &Io, file: &mut FileSpec) -> Result<bool> {
     if file.block_device || file.size < 1024 || !is_zeros(io, file, file.size - 512).await? {
+        return Ok(false);
+    }
+    // A dynamic image ends with what its guest wrote if its footer is lost, which could be a fixed disk's footer.
+    let first = io
+        .read("backup footer", file.file, 0, footer::LENGTH)
+        .await?;
+    if Footer::decode(&first).is_ok_and(|footer| footer.disk_type != DiskType::Fixed) {
         return Ok(false);
     }
     let Some(end) = data_end(io, file).await? else {
