@@ -1,5 +1,6 @@
 // What programs do when what they print can't be written, or nobody reads it.
 
+import { readdirSync } from "node:fs";
 import { expect, test } from "vitest";
 import { outcomeOf, temporaryDirectory } from "./support/run.ts";
 import { builtCommand, vhdUtilIn } from "./support/tools.ts";
@@ -38,5 +39,37 @@ test("what nobody reads ends a program without words", async () => {
     // The reader is gone before anything is written.
     const script = `exec 3> >(true); wait $!; exec "${builtCommand(name)}" ${args} >&3`;
     expect(await shell(script), `${name} ${args}`).toMatchObject({ status: 141, stderr: "" });
+  }
+});
+
+test("names that are not UTF-8 are refused, not changed", async () => {
+  const { folder, shell } = inFolder();
+  for (const [name, args, expected] of [
+    ["vhd-util", "create -s 4 -n", 22],
+    ["vhd-check", "", 16],
+    ["tapdisk", "serve", 2],
+  ] as const) {
+    const { status, stderr } = await shell(`exec "${builtCommand(name)}" ${args} $'vhd:b\\xff.vhd'`);
+    expect(stderr).toMatch(/'vhd:b\ufffd.vhd' is not UTF-8/);
+    expect(status).toBe(expected);
+  }
+  expect(vhdUtilIn(folder)("create", "-n", "\ufffd.vhd", "-s", "4").status).toBe(0);
+  expect(readdirSync(folder).sort()).toEqual(["a.vhd", "\ufffd.vhd"]);
+});
+
+test("what an image says doesn't talk to the terminal", async () => {
+  const { shell } = inFolder();
+  await shell(`mv a.vhd $'e\\e[31m\\a.vhd'; "${builtCommand("vhd-util")}" snapshot -n b.vhd -p e*; mv e* c.vhd`);
+  for (const [name, args] of [
+    ["vhd-check", "b.vhd"],
+    ["vhd-coalesce", "b.vhd"],
+    ["vhd-util", "tree"],
+    ["vhd-util", "check -n b.vhd"],
+    ["vhd-util", "map -n b.vhd"],
+    ["tapdisk", "serve vhd:b.vhd"],
+  ] as const) {
+    const { stdout, stderr } = await shell(`"${builtCommand(name)}" ${args}`);
+    expect(stdout + stderr, `${name} ${args}`).toContain("e\\x1b[31m\\x07.vhd");
+    expect(stdout + stderr, `${name} ${args}`).not.toMatch(/[^\P{Cc}\n]/u);
   }
 });

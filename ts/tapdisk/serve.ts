@@ -2,6 +2,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import { interruptible } from "../tools/cli/interrupt.ts";
+import { printable } from "../tools/cli/output.ts";
 import { DiskThread } from "./disk-thread.ts";
 import { type Address, formatUri } from "./listen.ts";
 import type { DiskOptions } from "./messages.ts";
@@ -141,7 +142,7 @@ class Servers {
 }
 
 function say(message: string): void {
-  process.stderr.write(`tapdisk: ${message}\n`);
+  process.stderr.write(`tapdisk: ${printable(message)}\n`);
 }
 
 /** What a new client is offered: the disk as it is then, since it may grow. */

@@ -26,6 +26,15 @@ pub mod errno {
     pub const ECANCELED: i32 = 125;
 }
 
+/// Why an operation on a file failed.
+pub(crate) fn reason(errno: i32) -> String {
+    match errno {
+        errno::EIO => "input/output failed".to_owned(),
+        errno::ENOSPC => "no space is left".to_owned(),
+        other => format!("input/output failed (errno {other})"),
+    }
+}
+
 /// What went wrong, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
@@ -69,7 +78,7 @@ impl Error {
         Self {
             offset: Some(offset),
             errno,
-            ..Self::invalid(structure, "input/output failed")
+            ..Self::invalid(structure, reason(errno))
         }
     }
 

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use crate::core::Core;
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Result};
 use crate::io::{Io, until};
 use crate::record::{RequestKind, TdRequest};
 use crate::request::Source;
@@ -192,9 +192,11 @@ impl Target {
         match waiter.get() {
             Some(status) if status < 0 => {
                 let path = self.core.borrow_mut().leaf().path.clone();
+                let errno = status.saturating_neg();
+                let message = format!("writing at sector {sector}: {}", error::reason(errno));
                 Err(Error {
-                    errno: status.saturating_neg(),
-                    ..Error::invalid("disk", format!("writing at sector {sector} failed"))
+                    errno,
+                    ..Error::invalid("disk", message)
                 }
                 .in_file(&path))
             }

@@ -1,7 +1,22 @@
 /** Schemas for what is typed on a command line. */
 
+import { isUtf8 } from "node:buffer";
+import { readFileSync } from "node:fs";
 import * as z from "zod";
 import { messageOf } from "../../tapdisk/errors.ts";
+import { UsageError } from "./failure.ts";
+
+/**
+ * Refuses arguments of this program that are not UTF-8: Node puts another character in the place of such bytes, so that it
+ * would be another file's name.
+ * @throws UsageError
+ */
+export function refuseForeignBytes(): void {
+  const [changed] = process.argv.filter((argument) => argument.includes("\ufffd"));
+  if (changed !== undefined && !isUtf8(readFileSync("/proc/self/cmdline"))) {
+    throw new UsageError(`'${changed}' is not UTF-8, as names of files have to be here`);
+  }
+}
 
 /** Text that a function understands; the message of what it throws is the issue. */
 export function text<T>(parse: (text: string) => T) {

@@ -1,5 +1,6 @@
 import { JobError } from "../../engine/engine.ts";
 import { errnoOf, messageOf } from "../../tapdisk/errors.ts";
+import { printable } from "./output.ts";
 
 /** What a command can't do, in words for its user, and its exit status if that isn't the one for all failures. */
 export class ToolError extends Error {
@@ -17,12 +18,13 @@ export class UsageError extends Error {
   override readonly name = "UsageError";
 }
 
-/** The whole of what an error has to say: its message, and why, where that tells more. */
+/** The whole of what an error has to say to people: its message, and why, where that tells more. */
 export function explain(error: unknown): string {
   const message = messageOf(error);
   const cause = error instanceof Error ? error.cause : undefined;
-  if (!(cause instanceof Error) || message.includes(cause.message)) return message;
-  return `${message}: ${cause.message}`;
+  return printable(
+    !(cause instanceof Error) || message.includes(cause.message) ? message : `${message}: ${cause.message}`,
+  );
 }
 
 /** The positive errno value that stands for an error: a job's own, a system call's, else `EIO`. */

@@ -21,6 +21,11 @@ export function styled(style: Style, text: string, stream: Stream = process.stdo
   return styleText(style, text, { stream });
 }
 
+/** Text for people: what comes from a file, its name too, must not talk to a terminal. */
+export function printable(text: string): string {
+  return text.replaceAll(/\p{Cc}/gu, (control) => `\\x${(control.codePointAt(0) ?? 0).toString(16).padStart(2, "0")}`);
+}
+
 /** Prints a line of the command's result. */
 export function print(line: string): void {
   process.stdout.write(`${line}\n`);

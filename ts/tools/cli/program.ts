@@ -1,7 +1,7 @@
 import { Command, CommanderError } from "commander";
 import type * as z from "zod";
 import packageJson from "../../../package.json" with { type: "json" };
-import { describeIssue } from "./arguments.ts";
+import { describeIssue, refuseForeignBytes } from "./arguments.ts";
 import { explain, ToolError, UsageError } from "./failure.ts";
 import { endProgram, say, styled, watchOutput } from "./output.ts";
 
@@ -96,6 +96,7 @@ export const ordinaryStatuses: Statuses = { usage: 2, failure: () => 1 };
 export async function runTool(tool: ToolCommand, statuses: Statuses = ordinaryStatuses): Promise<never> {
   watchOutput(tool.name(), statuses.failure);
   try {
+    refuseForeignBytes();
     await tool.parseAsync();
   } catch (error) {
     return await endProgram(report(tool.name(), error, statuses));

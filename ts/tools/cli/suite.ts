@@ -1,6 +1,7 @@
 /** Programs of many commands with the original's command line: `vhd-util COMMAND [OPTIONS]` and the like. */
 
 import { constants } from "node:os";
+import { refuseForeignBytes } from "./arguments.ts";
 import { errnoValue, explain, ToolError, UsageError } from "./failure.ts";
 import { getopt, type OptionSpec, type OptionSpecs, type Parsed, referenceOptions } from "./getopt.ts";
 import { type Jobs, withJobs } from "./jobs.ts";
@@ -104,6 +105,7 @@ export function suiteCommand<const S extends OptionSpecs>(program: string, spec:
     reference,
     async execute(args) {
       try {
+        refuseForeignBytes();
         const { options, operands } = getopt<OptionSpecs>(specs, args);
         if (options.help === true) {
           print(helpText(`${program} ${spec.name}`, reference));

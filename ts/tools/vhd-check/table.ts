@@ -2,6 +2,7 @@
 
 import { MultiBar, type SingleBar } from "cli-progress";
 import type { Progress } from "../../engine/engine.ts";
+import { printable } from "../cli/output.ts";
 import { barLook, PATIENCE_MS } from "../cli/progress.ts";
 import type { Watcher } from "./pool.ts";
 import type { Result } from "./schema.ts";
@@ -30,7 +31,7 @@ export class LiveTable implements Watcher {
   }
 
   started(worker: number, path: string): void {
-    this.#paths.set(worker, path);
+    this.#paths.set(worker, printable(path));
     this.#draw(worker, { phase: "", done: 0, total: 0 });
   }
 
@@ -41,7 +42,7 @@ export class LiveTable implements Watcher {
   finished(result: Result): void {
     this.#done++;
     this.#total?.update(this.#done, { path: `${this.#done} of ${this.#images} images`.padEnd(PATH_WIDTH), text: "" });
-    if (result.outcome !== "clean") this.#table?.log(`${result.path}: ${verdict(result)}\n`);
+    if (result.outcome !== "clean") this.#table?.log(`${printable(result.path)}: ${verdict(result)}\n`);
   }
 
   /** Takes the table off the terminal. */

@@ -1,6 +1,6 @@
 /** What was found, for people. */
 
-import { formatBytes, print, styled } from "../cli/output.ts";
+import { formatBytes, print, printable, styled } from "../cli/output.ts";
 import type { Code, Finding, ImageReport, Result } from "./schema.ts";
 
 const styles = { error: ["red", "bold"], warning: ["yellow"], note: ["dim"] } as const;
@@ -35,7 +35,7 @@ export function verdict({ outcome, mended, images, error }: Result): string {
 function describeDisk({ disk, fileSize }: ImageReport): string {
   if (disk === null) return `${formatBytes(fileSize)}, no VHD that can be read`;
   const blocks = disk.blocks === 0 ? "" : `, ${disk.allocatedBlocks} of ${disk.blocks} blocks`;
-  const creator = disk.creator === "" ? "" : `, made by ${disk.creator}`;
+  const creator = disk.creator === "" ? "" : `, made by ${printable(disk.creator)}`;
   return `${disk.type}, ${formatBytes(disk.size)}${blocks}${creator}`;
 }
 
@@ -47,7 +47,7 @@ function printFinding(finding: Finding): void {
   const { code, severity, message, found, expected, meaning, remedy } = finding;
   const values = found !== null && expected !== null ? `: found ${found}, expected ${expected}` : "";
   print(`  ${styled([...styles[severity]], severity)} ${styled("bold", code)} (${place(finding)})`);
-  print(`    ${message}${values}`);
+  print(`    ${printable(message + values)}`);
   if (severity !== "note") {
     print(`    ${styled("dim", meaning)}`);
     print(`    ${styled("dim", `Remedy: ${remedy}`)}`);
@@ -68,7 +68,8 @@ function printImage(image: ImageReport, options: TextOptions): void {
 }
 
 function printPlan(image: ImageReport, would: boolean): void {
-  for (const { what, codes } of image.plan) print(`  ${would ? "would" : "did"}: ${what} (${codes.join(", ")})`);
+  for (const { what, codes } of image.plan)
+    print(`  ${would ? "would" : "did"}: ${printable(what)} (${codes.join(", ")})`);
   for (const { code, why } of image.left) print(`  ${would ? "would leave" : "left"} ${code}: ${why}`);
 }
 
@@ -76,17 +77,17 @@ function printPlan(image: ImageReport, would: boolean): void {
 export function printResult(result: Result, options: TextOptions): void {
   const { path, outcome, mended, images, before, undo } = result;
   const style = outcome === "clean" ? "green" : outcome === "mended" ? "cyan" : "red";
-  print(`${styled("bold", path)}: ${styled(style, verdict(result))}`);
+  print(`${styled("bold", printable(path))}: ${styled(style, verdict(result))}`);
   const silent = outcome === "clean" && !options.notes && images.every((image) => !image.inUse && image.stats === null);
   if (silent) return;
   if (before !== null && mended) {
     printImage(before, options);
     printPlan(before, false);
-    if (undo !== null) print(`  vhd-check --undo ${undo} takes it back`);
+    if (undo !== null) print(printable(`  vhd-check --undo ${undo} takes it back`));
     return;
   }
   for (const [level, image] of images.entries()) {
-    if (level > 0) print(`  parent ${image.path}`);
+    if (level > 0) print(`  parent ${printable(image.path)}`);
     printImage(image, options);
   }
   const [own] = images;

@@ -1,7 +1,7 @@
 /** What the command tells, as JSON for programs and in words for people. */
 
 import * as z from "zod";
-import { formatBytes, print, printJson, say } from "../cli/output.ts";
+import { formatBytes, print, printable, printJson, say } from "../cli/output.ts";
 import { duration } from "../cli/progress.ts";
 
 const bytes = z.int().nonnegative();
@@ -74,7 +74,7 @@ function describe(event: Event): void {
     case "estimate": {
       const zeros = event.zeroBytes > 0 ? `, ${formatBytes(event.zeroBytes)} to make zeros` : "";
       const free = event.free === null ? "" : ` (${formatBytes(event.free)} free)`;
-      print(`target: ${event.target}`);
+      print(`target: ${printable(event.target)}`);
       print(`to copy: ${formatBytes(event.bytes)}${zeros}`);
       print(`blocks to allocate: ${event.blocks}`);
       print(`space needed: at most ${formatBytes(event.space)}${free}`);
@@ -86,13 +86,13 @@ function describe(event: Event): void {
       const zeroed = event.zeroed > 0 ? `, ${formatBytes(event.zeroed * 512)} of zeros` : "";
       const rate = event.seconds >= 1 ? `, ${formatBytes((event.sectors * 512) / event.seconds)}/s` : "";
       if (event.resumedAt > 0) say(`went on at sector ${event.resumedAt}`);
-      print(`merged into ${event.target}: ${copied}${zeroed} in ${duration(event.seconds)}${rate}`);
+      print(`merged into ${printable(event.target)}: ${copied}${zeroed} in ${duration(event.seconds)}${rate}`);
       return;
     }
     case "reparented":
-      print(`${event.path}: its parent is ${event.parent} now`);
+      print(printable(`${event.path}: its parent is ${event.parent} now`));
       return;
     case "removed":
-      print(`removed ${event.path}`);
+      print(printable(`removed ${event.path}`));
   }
 }

@@ -5,7 +5,7 @@ import * as z from "zod";
 import { errnoOf } from "../../tapdisk/errors.ts";
 import { UsageError } from "../cli/failure.ts";
 import type { Jobs } from "../cli/jobs.ts";
-import { print, printJson, say } from "../cli/output.ts";
+import { print, printable, printJson, say } from "../cli/output.ts";
 import { suiteCommand } from "../cli/suite.ts";
 import { announcing } from "./failing.ts";
 import { flag, help, json, name } from "./options.ts";
@@ -62,10 +62,10 @@ async function judge(jobs: Jobs, report: ImageReport, withStats: boolean): Promi
   const { path, disk, errors, findings, original } = report;
   if (original !== null || errors > 0) {
     const first = findings.find(({ severity }) => severity === "error");
-    print(original ?? first?.message ?? "the image is damaged");
+    print(printable(original ?? first?.message ?? "the image is damaged"));
     print(`${path} appears invalid; dumping metadata`);
     await printHeaders(jobs, path, false);
-    for (const { severity, message } of findings) say(`${path}: ${severity}: ${message}`);
+    for (const { severity, message } of findings) say(printable(`${path}: ${severity}: ${message}`));
     say(`(vhd-check '${path}' tells more, and what mends it)`);
     return EINVAL;
   }

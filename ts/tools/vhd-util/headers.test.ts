@@ -1,5 +1,6 @@
 import { afterAll, beforeAll, expect, it } from "vitest";
-import { footerLines, formatNumber, formatTime, printable } from "./headers.ts";
+import { printable } from "../cli/output.ts";
+import { footerLines, formatNumber, formatTime } from "./headers.ts";
 import type { Footer } from "./image.ts";
 import { volumeNameOf } from "./lvm.ts";
 

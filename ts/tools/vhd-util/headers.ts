@@ -1,5 +1,6 @@
 /** Headers in words, line by line as the original prints them: programs look for these lines. */
 
+import { printable } from "../cli/output.ts";
 import type { Batmap, Footer, Header, ImageDescription, Locator } from "./image.ts";
 
 /** Seconds from 1970 to the beginning of VHD's time. */
@@ -19,11 +20,6 @@ function word(value: number): string {
 function checksumLine(stored: number, computed: number): string {
   const verdict = stored === computed ? "Good!" : "Bad!";
   return `Checksum            : 0x${stored.toString(16)}|0x${computed.toString(16)} (${verdict})`;
-}
-
-/** What comes from a file must not talk to a terminal. */
-export function printable(text: string): string {
-  return text.replaceAll(/\p{Cc}/gu, (control) => `\\x${(control.codePointAt(0) ?? 0).toString(16).padStart(2, "0")}`);
 }
 
 /** A VHD time stamp as C's `ctime` prints it, in the zone that TZ names. */
