@@ -20,65 +20,46 @@ pub type Token = u64;
 /// A token that no caller uses.
 pub const NO_TOKEN: Token = u64::MAX;
 
+/// A read or write of a file.
+#[derive(Clone, Copy, Debug)]
+pub struct Transfer {
+    /// The file.
+    pub fd: RawFd,
+    /// To memory, or from it.
+    pub direction: Direction,
+    /// Where the bytes go, or are.
+    pub memory: Pieces,
+    /// How many bytes.
+    pub length: usize,
+    /// From where in the file, or to where.
+    pub offset: u64,
+    /// Through the page cache, so that it may be worth a try whether it is possible at once.
+    pub cached: bool,
+}
+
+/// The way of a [`Transfer`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the file.
+    Read,
+    /// To the file, which leaves the memory as it is.
+    Write,
+}
+
+/// The memory of a [`Transfer`].
+#[derive(Clone, Copy, Debug)]
+pub enum Pieces {
+    /// One piece, of the transfer's length.
+    One(*mut u8),
+    /// So many pieces. The list, too, must stay as it is until the event.
+    List(*const libc::iovec, u32),
+}
+
 /// A call on a file.
 #[derive(Clone, Copy, Debug)]
 pub enum FileCall {
-    /// `pread`.
-    Read {
-        /// The file.
-        fd: RawFd,
-        /// Where the bytes go.
-        buffer: *mut u8,
-        /// How many.
-        length: usize,
-        /// From where in the file.
-        offset: u64,
-        /// Through the page cache, so that it may be worth a try whether it is possible at once.
-        cached: bool,
-    },
-    /// `pwrite`.
-    Write {
-        /// The file.
-        fd: RawFd,
-        /// Where the bytes are.
-        buffer: *const u8,
-        /// How many.
-        length: usize,
-        /// To where in the file.
-        offset: u64,
-        /// Into the page cache.
-        cached: bool,
-    },
-    /// `preadv`.
-    ReadVectored {
-        /// The file.
-        fd: RawFd,
-        /// Where the bytes go. This list, too, must stay as it is until the event.
-        vectors: *const libc::iovec,
-        /// Length of the list.
-        count: u32,
-        /// How many bytes.
-        length: usize,
-        /// From where in the file.
-        offset: u64,
-        /// As of `Read`.
-        cached: bool,
-    },
-    /// `pwritev`.
-    WriteVectored {
-        /// The file.
-        fd: RawFd,
-        /// Where the bytes are. This list, too, must stay as it is until the event.
-        vectors: *const libc::iovec,
-        /// Length of the list.
-        count: u32,
-        /// How many bytes.
-        length: usize,
-        /// To where in the file.
-        offset: u64,
-        /// As of `Write`.
-        cached: bool,
-    },
+    /// `pread`, `pwrite`, `preadv` or `pwritev`.
+    Transfer(Transfer),
     /// `fallocate`.
     Allocate {
         /// The file.

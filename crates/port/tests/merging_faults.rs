@@ -3,11 +3,10 @@
 mod common;
 
 use std::cell::RefCell;
-use std::os::fd::RawFd;
 use std::rc::Rc;
 
 use common::{Memory, READ_WRITE, Random, TempFile, read, write};
-use port::backend::{Event, FileBackend, FileCall, Token, blocking};
+use port::backend::{Event, FileBackend, FileCall, Pieces, Token, Transfer, blocking};
 use port::batch::{Batch, Layout};
 use port::file::File;
 use port::operations::{Context, Operations};
@@ -91,77 +90,29 @@ struct Faulty {
     events: Vec<Event>,
 }
 
-/// A read or write as its parts.
-struct Transfer {
-    fd: RawFd,
-    write: bool,
-    vectors: Vec<libc::iovec>,
-    offset: u64,
-}
-
-fn transfer(call: &FileCall) -> Option<Transfer> {
-    let one = |base: *mut u8, length| {
-        vec![libc::iovec {
+fn vectors(transfer: &Transfer) -> Vec<libc::iovec> {
+    match transfer.memory {
+        Pieces::One(base) => vec![libc::iovec {
             iov_base: base.cast(),
-            iov_len: length,
-        }]
-    };
-    // SAFETY: the list of a call in flight is as long as it says.
-    let many = |vectors, count| unsafe { std::slice::from_raw_parts(vectors, count as usize) };
-    let (fd, write, vectors, offset) = match *call {
-        FileCall::Read {
-            fd,
-            buffer,
-            length,
-            offset,
-            ..
-        } => (fd, false, one(buffer, length), offset),
-        FileCall::Write {
-            fd,
-            buffer,
-            length,
-            offset,
-            ..
-        } => (fd, true, one(buffer.cast_mut(), length), offset),
-        FileCall::ReadVectored {
-            fd,
-            vectors,
-            count,
-            offset,
-            ..
-        } => (fd, false, many(vectors, count).to_vec(), offset),
-        FileCall::WriteVectored {
-            fd,
-            vectors,
-            count,
-            offset,
-            ..
-        } => (fd, true, many(vectors, count).to_vec(), offset),
-        _ => return None,
-    };
-    Some(Transfer {
-        fd,
-        write,
-        vectors,
-        offset,
-    })
+            iov_len: transfer.length,
+        }],
+        // SAFETY: the list of a call in flight is as long as it says.
+        Pieces::List(list, count) => unsafe {
+            std::slice::from_raw_parts(list, count as usize).to_vec()
+        },
+    }
 }
 
 impl Faulty {
     fn result(&self, call: &FileCall) -> i32 {
-        let Some(Transfer {
-            fd,
-            write,
-            mut vectors,
-            offset,
-        }) = transfer(call)
-        else {
+        let FileCall::Transfer(transfer) = call else {
             // SAFETY: the call is in flight.
             return unsafe { blocking::execute(call) };
         };
+        let Transfer { length, offset, .. } = *transfer;
+        let mut vectors = vectors(transfer);
         let faults = &mut *self.faults.borrow_mut();
         faults.calls.push(vectors.len());
-        let length: usize = vectors.iter().map(|vector| vector.iov_len).sum();
         let mut limit = length;
         if faults.seed > 0 {
             let mut random = Random(faults.seed);
@@ -189,28 +140,11 @@ impl Faulty {
             vector.iov_len = vector.iov_len.min(limit);
             limit -= vector.iov_len;
         }
-        let length = vectors.iter().map(|vector| vector.iov_len).sum();
-        let (vectors, count) = (vectors.as_ptr(), vectors.len() as u32);
-        let cached = true;
-        let call = if write {
-            FileCall::WriteVectored {
-                fd,
-                vectors,
-                count,
-                length,
-                offset,
-                cached,
-            }
-        } else {
-            FileCall::ReadVectored {
-                fd,
-                vectors,
-                count,
-                length,
-                offset,
-                cached,
-            }
-        };
+        let call = FileCall::Transfer(Transfer {
+            memory: Pieces::List(vectors.as_ptr(), vectors.len() as u32),
+            length: vectors.iter().map(|vector| vector.iov_len).sum(),
+            ..*transfer
+        });
         // SAFETY: the memory is that of a call in flight, and the list lives up to here.
         unsafe { blocking::execute(&call) }
     }

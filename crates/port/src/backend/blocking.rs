@@ -4,7 +4,7 @@ use std::os::fd::RawFd;
 
 use vhd::record::SECTOR;
 
-use super::FileCall;
+use super::{Direction, FileCall, Pieces, Transfer};
 use crate::error::{last_errno, retried};
 
 /// Executes a call. Its result is that of the system call, or a negative errno value.
@@ -14,50 +14,8 @@ use crate::error::{last_errno, retried};
 /// The memory that the call names must be valid.
 pub unsafe fn execute(call: &FileCall) -> i32 {
     match *call {
-        FileCall::Read {
-            fd,
-            buffer,
-            length,
-            offset,
-            ..
-        } => {
-            // SAFETY: the caller vouches for the memory.
-            retried(|| unsafe { libc::pread64(fd, buffer.cast(), length, offset.cast_signed()) })
-        }
-        FileCall::Write {
-            fd,
-            buffer,
-            length,
-            offset,
-            ..
-        } => {
-            // SAFETY: the caller vouches for the memory.
-            retried(|| unsafe { libc::pwrite64(fd, buffer.cast(), length, offset.cast_signed()) })
-        }
-        FileCall::ReadVectored {
-            fd,
-            vectors,
-            count,
-            offset,
-            ..
-        } => {
-            // SAFETY: the caller vouches for the list and the memory.
-            retried(|| unsafe {
-                libc::preadv64(fd, vectors, count.cast_signed(), offset.cast_signed())
-            })
-        }
-        FileCall::WriteVectored {
-            fd,
-            vectors,
-            count,
-            offset,
-            ..
-        } => {
-            // SAFETY: the caller vouches for the list and the memory.
-            retried(|| unsafe {
-                libc::pwritev64(fd, vectors, count.cast_signed(), offset.cast_signed())
-            })
-        }
+        // SAFETY: the caller vouches for the memory.
+        FileCall::Transfer(ref transfer) => unsafe { move_data(transfer) },
         FileCall::Allocate {
             fd,
             mode,
@@ -86,58 +44,69 @@ pub unsafe fn execute(call: &FileCall) -> i32 {
     }
 }
 
+/// # Safety
+///
+/// The memory that the transfer names must be valid.
+unsafe fn move_data(transfer: &Transfer) -> i32 {
+    let Transfer { fd, length, .. } = *transfer;
+    let offset = transfer.offset.cast_signed();
+    // SAFETY: the caller vouches for the memory, and the list if there is one.
+    retried(|| unsafe {
+        match (transfer.direction, transfer.memory) {
+            (Direction::Read, Pieces::One(buffer)) => {
+                libc::pread64(fd, buffer.cast(), length, offset)
+            }
+            (Direction::Write, Pieces::One(buffer)) => {
+                libc::pwrite64(fd, buffer.cast(), length, offset)
+            }
+            (Direction::Read, Pieces::List(vectors, count)) => {
+                libc::preadv64(fd, vectors, count.cast_signed(), offset)
+            }
+            (Direction::Write, Pieces::List(vectors, count)) => {
+                libc::pwritev64(fd, vectors, count.cast_signed(), offset)
+            }
+        }
+    })
+}
+
 /// Executes a read of what is in the page cache; `None` if the call is something else or would block.
 ///
 /// # Safety
 ///
 /// The memory that the call names must be valid.
 pub unsafe fn read_at_once(call: &FileCall) -> Option<i32> {
-    let read = |fd, vectors: *const libc::iovec, count: u32, offset: u64| {
-        // SAFETY: the caller vouches for the list and the memory.
-        retried(|| unsafe {
-            libc::preadv2(
-                fd,
-                vectors,
-                count.cast_signed(),
-                offset.cast_signed(),
-                libc::RWF_NOWAIT,
-            )
-        })
+    let FileCall::Transfer(Transfer {
+        fd,
+        direction: Direction::Read,
+        memory,
+        length,
+        offset,
+        cached: true,
+    }) = *call
+    else {
+        return None;
     };
-    let result = match *call {
-        FileCall::Read {
-            fd,
-            buffer,
-            length,
-            offset,
-            cached: true,
-        } => {
-            let vector = libc::iovec {
+    let one;
+    let (vectors, count) = match memory {
+        Pieces::One(buffer) => {
+            one = libc::iovec {
                 iov_base: buffer.cast(),
                 iov_len: length,
             };
-            read(fd, &raw const vector, 1, offset)
+            (&raw const one, 1)
         }
-        FileCall::ReadVectored {
-            fd,
-            vectors,
-            count,
-            length,
-            offset,
-            cached: true,
-        } => {
-            let result = read(fd, vectors, count, offset);
-            // What is missing at the end is better read by one call than by one for each member.
-            if usize::try_from(result) == Ok(length) {
-                result
-            } else {
-                -libc::EAGAIN
-            }
-        }
-        _ => return None,
+        Pieces::List(vectors, count) => (vectors, count.cast_signed()),
     };
-    // Failures are left to the call that may block, which repeats them if they are real.
-    (result >= 0).then_some(result)
+    let offset = offset.cast_signed();
+    // SAFETY: the caller vouches for the memory, and the list if there is one.
+    let result = retried(|| unsafe { libc::preadv2(fd, vectors, count, offset, libc::RWF_NOWAIT) });
+    // What is missing at the end is better read by one call than by one for each piece's owner. Failures are left to the
+    // call that may block, which repeats them if they are real.
+    let suffices = match memory {
+        Pieces::One(_) => result >= 0,
+        Pieces::List(..) => usize::try_from(result) == Ok(length),
+    };
+    suffices.then_some(result)
 }
 
 fn done(mut call: impl FnMut() -> i32) -> i32 {

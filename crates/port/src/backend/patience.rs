@@ -13,7 +13,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{FileCall, blocking};
+use super::{Direction, FileCall, Transfer, blocking};
 
 /// The most bytes that are written at once: with less, sequential writes of 1 MiB over NBD were a sixth slower.
 pub const LENGTH: usize = 1 << 20;
@@ -54,18 +54,14 @@ impl Patience {
     ///
     /// The memory that the call names must be valid.
     pub unsafe fn write(&mut self, call: &FileCall) -> Option<i32> {
-        let length = match *call {
-            FileCall::Write {
-                cached: true,
-                length,
-                ..
-            }
-            | FileCall::WriteVectored {
-                cached: true,
-                length,
-                ..
-            } if length <= LENGTH => length,
-            _ => return None,
+        let FileCall::Transfer(Transfer {
+            direction: Direction::Write,
+            length: length @ ..=LENGTH,
+            cached: true,
+            ..
+        }) = *call
+        else {
+            return None;
         };
         if self.pause > 0 {
             self.pause -= 1;
@@ -87,8 +83,11 @@ impl Patience {
     ///
     /// The memory that the call names must be valid.
     pub unsafe fn read(&mut self, call: &FileCall) -> Option<i32> {
-        let (FileCall::Read { cached: true, .. } | FileCall::ReadVectored { cached: true, .. }) =
-            call
+        let FileCall::Transfer(Transfer {
+            direction: Direction::Read,
+            cached: true,
+            ..
+        }) = call
         else {
             return None;
         };

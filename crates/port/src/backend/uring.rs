@@ -18,7 +18,10 @@ use io_uring::{IoUring, opcode};
 use self::registered::Registered;
 use super::patience::Patience;
 use super::workers::Workers;
-use super::{Backend, Event, FileBackend, FileCall, NO_TOKEN, Source, Token, blocking};
+use super::{
+    Backend, Direction, Event, FileBackend, FileCall, NO_TOKEN, Pieces, Source, Token, Transfer,
+    blocking,
+};
 
 /// Token of the read of the workers' bell.
 const BELL: Token = NO_TOKEN - 1;
@@ -163,12 +166,6 @@ impl Uring {
         unsafe { self.push(&entry) };
     }
 
-    /// An entry on a file, which is named by its slot if it is registered.
-    fn on(&self, fd: RawFd, entry: impl FnOnce(Fd) -> Entry) -> Entry {
-        let (file, flags) = self.registered.name(fd);
-        entry(file).flags(flags)
-    }
-
     fn delegate(&mut self, token: Token, call: FileCall) {
         if self.workers.is_none() {
             self.workers = Workers::new(WORKERS).ok();
@@ -191,6 +188,27 @@ fn clamp(length: usize) -> u32 {
     length.min(0x7fff_f000) as u32
 }
 
+/// The entry for a transfer on a file by this name.
+fn entry(transfer: &Transfer, file: Fd) -> Entry {
+    let Transfer { length, offset, .. } = *transfer;
+    match (transfer.direction, transfer.memory) {
+        (Direction::Read, Pieces::One(buffer)) => opcode::Read::new(file, buffer, clamp(length))
+            .offset(offset)
+            .build(),
+        (Direction::Write, Pieces::One(buffer)) => opcode::Write::new(file, buffer, clamp(length))
+            .offset(offset)
+            .build(),
+        (Direction::Read, Pieces::List(vectors, count)) => opcode::Readv::new(file, vectors, count)
+            .offset(offset)
+            .build(),
+        (Direction::Write, Pieces::List(vectors, count)) => {
+            opcode::Writev::new(file, vectors, count)
+                .offset(offset)
+                .build()
+        }
+    }
+}
+
 impl FileBackend for Uring {
     fn add_file(&mut self, fd: RawFd) {
         self.registered.add(&self.ring, fd);
@@ -211,50 +229,10 @@ impl FileBackend for Uring {
             return self.ready.push(Event { token, result });
         }
         let entry = match call {
-            FileCall::Read {
-                fd,
-                buffer,
-                length,
-                offset,
-                ..
-            } => self.on(fd, |file| {
-                opcode::Read::new(file, buffer, clamp(length))
-                    .offset(offset)
-                    .build()
-            }),
-            FileCall::Write {
-                fd,
-                buffer,
-                length,
-                offset,
-                ..
-            } => self.on(fd, |file| {
-                opcode::Write::new(file, buffer, clamp(length))
-                    .offset(offset)
-                    .build()
-            }),
-            FileCall::ReadVectored {
-                fd,
-                vectors,
-                count,
-                offset,
-                ..
-            } => self.on(fd, |file| {
-                opcode::Readv::new(file, vectors, count)
-                    .offset(offset)
-                    .build()
-            }),
-            FileCall::WriteVectored {
-                fd,
-                vectors,
-                count,
-                offset,
-                ..
-            } => self.on(fd, |file| {
-                opcode::Writev::new(file, vectors, count)
-                    .offset(offset)
-                    .build()
-            }),
+            FileCall::Transfer(ref transfer) => {
+                let (file, flags) = self.registered.name(transfer.fd);
+                entry(transfer, file).flags(flags)
+            }
             FileCall::Allocate {
                 fd,
                 mode,
@@ -273,11 +251,7 @@ impl FileBackend for Uring {
         };
         // SAFETY: the caller vouches for memory and descriptor until the event.
         unsafe { self.push(&entry.user_data(token)) };
-        if let FileCall::Read { cached: false, .. }
-        | FileCall::Write { cached: false, .. }
-        | FileCall::ReadVectored { cached: false, .. }
-        | FileCall::WriteVectored { cached: false, .. } = call
-        {
+        if let FileCall::Transfer(Transfer { cached: false, .. }) = call {
             self.unsent += 1;
             if self.unsent >= DIRECT_BATCH {
                 self.unsent = 0;

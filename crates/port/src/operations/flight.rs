@@ -2,7 +2,7 @@
 
 use vhd::record::{Op, OpKind};
 
-use crate::backend::FileCall;
+use crate::backend::{Direction, FileCall, Pieces, Transfer};
 use crate::blocks::Block;
 use crate::file::File;
 
@@ -109,35 +109,18 @@ impl Flight {
         }
     }
 
+    /// The call that it makes next. `source` is the file that a copy comes from.
     pub fn call(&self, file: &File, source: i32) -> FileCall {
         let (offset, length) = self.rest();
-        let (fd, cached) = self.route(file);
-        let buffer = self.data.wrapping_add(self.in_memory());
         let buffered = file.buffered();
         match (self.stage, self.op.kind) {
-            (Stage::Transfer, OpKind::Read | OpKind::DataMap) => FileCall::Read {
-                fd,
-                buffer,
-                length: length as usize,
-                offset,
-                cached,
-            },
-            (Stage::Transfer, _) => FileCall::Write {
-                fd,
-                buffer,
-                length: length as usize,
-                offset,
-                cached,
-            },
+            (Stage::Transfer, OpKind::Read | OpKind::DataMap) => {
+                self.transfer(file, Direction::Read, length as usize)
+            }
+            (Stage::Transfer, _) => self.transfer(file, Direction::Write, length as usize),
             (Stage::Zeros, _) => {
                 let length = usize::try_from(length).unwrap_or(ZEROS).min(ZEROS);
-                FileCall::Write {
-                    fd,
-                    buffer,
-                    length,
-                    offset,
-                    cached,
-                }
+                self.transfer(file, Direction::Write, length)
             }
             (Stage::Allocate(mode), _) => FileCall::Allocate {
                 fd: buffered,
@@ -163,6 +146,18 @@ impl Flight {
             },
             (Stage::Single, _) => FileCall::Sync { fd: buffered },
         }
+    }
+
+    fn transfer(&self, file: &File, direction: Direction, length: usize) -> FileCall {
+        let (fd, cached) = self.route(file);
+        FileCall::Transfer(Transfer {
+            fd,
+            direction,
+            memory: Pieces::One(self.data.wrapping_add(self.in_memory())),
+            length,
+            offset: self.rest().0,
+            cached,
+        })
     }
 
     pub fn advance(&mut self, result: i32, file: &File) -> Next {

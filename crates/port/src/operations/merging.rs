@@ -12,7 +12,7 @@
 
 use std::os::fd::RawFd;
 
-use crate::backend::{FileBackend, FileCall, Token, patience};
+use crate::backend::{Direction, FileBackend, FileCall, Pieces, Token, Transfer, patience};
 
 /// Most calls in a run, and so the most pieces of memory in a merged call. The kernel takes 1024.
 const MEMBERS: usize = 128;
@@ -48,7 +48,7 @@ pub(super) struct Run {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Kind {
     fd: RawFd,
-    write: bool,
+    direction: Direction,
     cached: bool,
 }
 
@@ -141,26 +141,24 @@ fn index(token: Token) -> usize {
     (token & !RUN) as usize
 }
 
-/// A read or write: what it is, its memory, and its place in the file.
+/// A read or write of one piece of memory: what it is, its memory, and its place in the file.
 fn transfer(call: &FileCall) -> Option<(Kind, libc::iovec, u64)> {
-    let (fd, buffer, length, offset, cached, write) = match *call {
-        FileCall::Read {
-            fd,
-            buffer,
-            length,
-            offset,
-            cached,
-        } => (fd, buffer, length, offset, cached, false),
-        FileCall::Write {
-            fd,
-            buffer,
-            length,
-            offset,
-            cached,
-        } => (fd, buffer.cast_mut(), length, offset, cached, true),
-        _ => return None,
+    let FileCall::Transfer(Transfer {
+        fd,
+        direction,
+        memory: Pieces::One(buffer),
+        length,
+        offset,
+        cached,
+    }) = *call
+    else {
+        return None;
     };
-    let kind = Kind { fd, write, cached };
+    let kind = Kind {
+        fd,
+        direction,
+        cached,
+    };
     let vector = libc::iovec {
         iov_base: buffer.cast(),
         iov_len: length,
@@ -182,7 +180,7 @@ impl Run {
         Self {
             kind: Kind {
                 fd: -1,
-                write: false,
+                direction: Direction::Read,
                 cached: false,
             },
             start: 0,
@@ -219,40 +217,23 @@ impl Run {
     }
 
     fn call(&self) -> FileCall {
-        let Kind { fd, write, cached } = self.kind;
-        let offset = self.start;
-        match (self.vectors.as_slice(), write) {
-            ([vector], false) => FileCall::Read {
-                fd,
-                buffer: vector.iov_base.cast(),
-                length: vector.iov_len,
-                offset,
-                cached,
-            },
-            ([vector], true) => FileCall::Write {
-                fd,
-                buffer: vector.iov_base.cast(),
-                length: vector.iov_len,
-                offset,
-                cached,
-            },
-            (vectors, false) => FileCall::ReadVectored {
-                fd,
-                vectors: vectors.as_ptr(),
-                count: vectors.len() as u32,
-                length: (self.end - self.start) as usize,
-                offset,
-                cached,
-            },
-            (vectors, true) => FileCall::WriteVectored {
-                fd,
-                vectors: vectors.as_ptr(),
-                count: vectors.len() as u32,
-                length: (self.end - self.start) as usize,
-                offset,
-                cached,
-            },
-        }
+        let Kind {
+            fd,
+            direction,
+            cached,
+        } = self.kind;
+        let memory = match self.vectors.as_slice() {
+            [vector] => Pieces::One(vector.iov_base.cast()),
+            vectors => Pieces::List(vectors.as_ptr(), vectors.len() as u32),
+        };
+        FileCall::Transfer(Transfer {
+            fd,
+            direction,
+            memory,
+            length: (self.end - self.start) as usize,
+            offset: self.start,
+            cached,
+        })
     }
 
     /// The members' tokens, and what each has of the run's result: bytes, or `-EAGAIN` for who is to be executed by itself.

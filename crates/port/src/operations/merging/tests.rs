@@ -11,46 +11,37 @@ impl FileBackend for Notes {
 }
 
 /// Bytes `length` at `offset` of file 3, from or to a place in memory that nobody touches.
-fn read(memory: usize, length: usize, offset: u64) -> FileCall {
-    FileCall::Read {
+fn transfer(direction: Direction, memory: usize, length: usize, offset: u64) -> Transfer {
+    Transfer {
         fd: 3,
-        buffer: std::ptr::without_provenance_mut(memory),
+        direction,
+        memory: Pieces::One(std::ptr::without_provenance_mut(memory)),
         length,
         offset,
         cached: true,
     }
 }
 
+fn read(memory: usize, length: usize, offset: u64) -> FileCall {
+    FileCall::Transfer(transfer(Direction::Read, memory, length, offset))
+}
+
 fn write(memory: usize, length: usize, offset: u64) -> FileCall {
-    FileCall::Write {
-        fd: 3,
-        buffer: std::ptr::without_provenance(memory),
-        length,
-        offset,
-        cached: true,
-    }
+    FileCall::Transfer(transfer(Direction::Write, memory, length, offset))
 }
 
 /// What a call is, in short: kind, place in the file, pieces of memory, bytes.
 fn short(call: &FileCall) -> (&'static str, u64, u32, usize) {
-    match *call {
-        FileCall::Read { length, offset, .. } => ("read", offset, 1, length),
-        FileCall::Write { length, offset, .. } => ("write", offset, 1, length),
-        FileCall::ReadVectored {
-            count,
-            length,
-            offset,
-            ..
-        } => ("readv", offset, count, length),
-        FileCall::WriteVectored {
-            count,
-            length,
-            offset,
-            ..
-        } => ("writev", offset, count, length),
-        FileCall::Sync { .. } => ("sync", 0, 0, 0),
-        _ => ("other", 0, 0, 0),
-    }
+    let FileCall::Transfer(transfer) = call else {
+        return ("other", 0, 0, 0);
+    };
+    let (kind, count) = match (transfer.direction, transfer.memory) {
+        (Direction::Read, Pieces::One(_)) => ("read", 1),
+        (Direction::Write, Pieces::One(_)) => ("write", 1),
+        (Direction::Read, Pieces::List(_, count)) => ("readv", count),
+        (Direction::Write, Pieces::List(_, count)) => ("writev", count),
+    };
+    (kind, transfer.offset, count, transfer.length)
 }
 
 /// Gives calls with tokens 0, 1, … away in one turn.
@@ -102,34 +93,17 @@ fn what_has_no_neighbour_stays_as_it_is() {
 
 #[test]
 fn only_the_same_kind_on_the_same_descriptor_is_merged() {
-    let FileCall::Read {
-        buffer,
-        length,
-        offset,
-        ..
-    } = read(0x2000, 512, 512)
-    else {
-        unreachable!("it is a read");
-    };
+    let next = transfer(Direction::Read, 0x2000, 512, 512);
     let others = [
         write(0x2000, 512, 512),
         // Backwards, twice the same, and with a gap.
         read(0x2000, 512, 0),
         read(0x2000, 512, 1024),
-        FileCall::Read {
-            fd: 4,
-            buffer,
-            length,
-            offset,
-            cached: true,
-        },
-        FileCall::Read {
-            fd: 3,
-            buffer,
-            length,
-            offset,
+        FileCall::Transfer(Transfer { fd: 4, ..next }),
+        FileCall::Transfer(Transfer {
             cached: false,
-        },
+            ..next
+        }),
     ];
     for other in others {
         let two = [read(0x1000, 512, 0), other];
@@ -150,7 +124,7 @@ fn other_calls_keep_their_place() {
         calls(&four),
         [
             ("writev", 0, 2, 1024),
-            ("sync", 0, 0, 0),
+            ("other", 0, 0, 0),
             ("write", 1024, 1, 512)
         ]
     );
@@ -225,13 +199,13 @@ fn runs_in_flight_keep_their_lists() {
     let pair = |offset| [read(0x1000, 512, offset), read(0x9000, 512, offset + 512)];
     let first = turn(&mut merging, &pair(0));
     let second = turn(&mut merging, &pair(1 << 20));
-    let (
-        FileCall::ReadVectored { vectors: one, .. },
-        FileCall::ReadVectored { vectors: other, .. },
-    ) = (first[0].1, second[0].1)
-    else {
-        panic!("both are vectored");
-    };
+    let [one, other] = [&first, &second].map(|given| match given[0].1 {
+        FileCall::Transfer(Transfer {
+            memory: Pieces::List(vectors, _),
+            ..
+        }) => vectors,
+        call => panic!("{call:?} has no list"),
+    });
     assert_ne!(one, other);
     assert_ne!(first[0].0, second[0].0);
     let run = merging.take(first[0].0).expect("it is a run's token");
