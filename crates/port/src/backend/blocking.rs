@@ -101,9 +101,10 @@ pub unsafe fn read_at_once(call: &FileCall) -> Option<i32> {
     // SAFETY: the caller vouches for the memory, and the list if there is one.
     let result = retried(|| unsafe { libc::preadv2(fd, vectors, count, offset, libc::RWF_NOWAIT) });
     // What is missing at the end is better read by one call than by one for each piece's owner. Failures are left to the
-    // call that may block, which repeats them if they are real.
+    // call that may block, which repeats them if they are real; and so is the end of the file, which Linux 5.9 and 5.10 report
+    // anywhere (preadv2(2), section BUGS).
     let suffices = match memory {
-        Pieces::One(_) => result >= 0,
+        Pieces::One(_) => result > 0,
         Pieces::List(..) => usize::try_from(result) == Ok(length),
     };
     suffices.then_some(result)
@@ -285,4 +286,33 @@ fn copy_through(
     }
     // SAFETY: as above, and `got` is not more than `length`.
     retried(|| unsafe { libc::pwrite64(to, buffer.as_ptr().cast(), got as usize, target) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_file_is_found_by_the_call_that_may_block() {
+        let program = std::fs::File::open("/proc/self/exe").unwrap();
+        let size = program.metadata().unwrap().len();
+        let mut buffer = [0; 4096];
+        let mut read = |offset| {
+            let call = FileCall::Transfer(Transfer {
+                fd: program.as_raw_fd(),
+                direction: Direction::Read,
+                memory: Pieces::One(buffer.as_mut_ptr()),
+                length: buffer.len(),
+                offset,
+                cached: true,
+            });
+            // SAFETY: the buffer has so many bytes.
+            unsafe { (read_at_once(&call), execute(&call)) }
+        };
+        // A file system may lack reading at once.
+        assert!(matches!(read(0), (None | Some(4096), 4096)));
+        assert_eq!(read(size), (None, 0));
+    }
 }
