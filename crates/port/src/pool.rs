@@ -11,8 +11,8 @@
 //! *shared* arena no connection may hold more than half of what it leaves free. So one that stalls has a third of the arena at
 //! most, the next one a third of the rest, and the others go on with what remains. The *large* arena, at least
 //! [`MAX_ALLOCATION`], serves requests that are big beside the shared one, and those that don't find their place there;
-//! one at a time for each connection. Who has to wait for an arena is served in
-//! order of arrival.
+//! one at a time for each connection. Who has to wait for an arena is served in order of arrival, except that a connection
+//! that holds nothing gets up to 1 MiB wherever there is room.
 //!
 //! # The owner's duty
 //!
@@ -218,7 +218,9 @@ impl Pool {
         }
         let ticket = share.waiting.map(|(_, ticket)| ticket);
         let next = self.queue(arena).front().copied();
-        let offset = if next.is_some() && next != ticket {
+        // A first one passes by those in line. What they wait for may never come, if ever so little is held everywhere by
+        // clients that have stalled.
+        let offset = if next.is_some() && next != ticket && !first {
             None
         } else {
             self.place(arena, share, order)

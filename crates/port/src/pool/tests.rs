@@ -145,6 +145,36 @@ fn a_greedy_connection_leaves_room_for_others() {
     }
 }
 
+/// Clients that have stalled hold the large arena and a little of every part of the shared one: so another one waits for ever.
+#[test]
+fn one_that_waits_for_ever_keeps_nobody_else_waiting() {
+    let mut pool = Pool::new(0).unwrap();
+    let mut shares: Vec<Share> = (0..33).map(|_| pool.join()).collect();
+    let mut all = Vec::new();
+    all.push(pool.allocate(&mut shares[32], MAX_ALLOCATION).unwrap());
+    let mut filled = Vec::new();
+    for share in &mut shares[..32] {
+        filled.push(pool.allocate(share, 1 << 20).unwrap());
+    }
+    for (index, memory) in filled.into_iter().enumerate() {
+        if memory.offset().is_multiple_of(8 << 20) {
+            all.push(memory);
+        } else {
+            pool.free(&mut shares[index], memory);
+        }
+    }
+    assert_eq!(all.len(), 5);
+    let (mut waiting, mut modest) = (pool.join(), pool.join());
+    assert!(pool.allocate(&mut waiting, 8 << 20).is_none());
+    for _ in 0..10 {
+        let memory = pool.allocate(&mut modest, 1 << 20).unwrap();
+        pool.free(&mut modest, memory);
+    }
+    // Whoever holds something already stands behind it.
+    let _one = pool.allocate(&mut modest, 1 << 20).unwrap();
+    assert!(pool.allocate(&mut modest, PAGE).is_none());
+}
+
 #[test]
 fn who_leaves_the_line_lets_the_next_one_in() {
     let mut pool = Pool::new(0).unwrap();
