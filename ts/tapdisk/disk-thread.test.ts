@@ -1,3 +1,4 @@
+import { fstatSync, openSync } from "node:fs";
 import { afterEach, describe, expect, it } from "vitest";
 import { DiskThread, RefusedError } from "./disk-thread.ts";
 import { type DiskOptions, diskOptionsSchema } from "./messages.ts";
@@ -31,7 +32,7 @@ function entry(script: string): URL {
 }
 
 const wakes: number[] = [];
-const port = { duplicateFd: (fd: number) => fd, wake: (fd: number) => wakes.push(fd) };
+const port = { duplicateFd: () => openSync("/dev/null", "w"), wake: (fd: number) => wakes.push(fd) };
 const ring = { memory: 3, kick: 4, notify: 5 };
 
 describe("DiskThread", () => {
@@ -63,7 +64,10 @@ describe("DiskThread", () => {
     const thread = await open(`opened(); on(() => {});`);
     expect(thread.disk.sectors).toBe(8);
     await thread.close();
-    expect(wakes).toEqual([9]);
+    const [wakeFd = -1, ...others] = wakes;
+    expect(others).toEqual([]);
+    // Its descriptor is closed.
+    expect(() => fstatSync(wakeFd)).toThrow("EBADF");
   });
 
   it("attaches front ends, and tells when they have gone", async () => {
@@ -125,6 +129,10 @@ describe("DiskThread", () => {
     refusal.catch(() => {});
     await expect(thread.ended).rejects.toThrow(message);
     await expect(refusal).rejects.toThrow("the disk is closed");
+    const before = wakes.length;
+    await expect(thread.attachRing(ring, () => {})).rejects.toThrow("the disk is closed");
+    await expect(thread.grow(8192)).rejects.toThrow("the disk is closed");
     await expect(thread.close()).rejects.toThrow(message);
+    expect(wakes.length).toBe(before);
   });
 });

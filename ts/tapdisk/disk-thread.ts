@@ -1,3 +1,4 @@
+import { closeSync } from "node:fs";
 import type { Worker } from "node:worker_threads";
 import type { OpenedDisk } from "../engine/engine.ts";
 import { compiledEngine } from "../engine/load-node.ts";
@@ -38,6 +39,10 @@ type Attach =
   | Omit<Extract<Control, { kind: "attachNbd" }>, "request">
   | Omit<Extract<Control, { kind: "attachRing" }>, "request">;
 
+function diskClosed(): Error {
+  return new Error("the disk is closed");
+}
+
 /** The main thread's end of a worker that runs the data plane of one disk. */
 export class DiskThread {
   /** What executes file operations. */
@@ -53,6 +58,7 @@ export class DiskThread {
   readonly #growing = new Map<number, Growing>();
   #disk: OpenedDisk;
   #requests = 0;
+  #over = false;
 
   /**
    * Opens a disk in a thread; another than a new one only in tests.
@@ -86,6 +92,8 @@ export class DiskThread {
       });
       worker.on("error", reject);
       worker.on("exit", (code) => {
+        this.#over = true;
+        closeSync(this.#wakeFd);
         this.#dropAll();
         if (closed) {
           resolve();
@@ -108,6 +116,7 @@ export class DiskThread {
    * @throws RefusedError when the disk can't have that size; it has its old one then
    */
   grow(sizeBytes: number): Promise<void> {
+    if (this.#over) return Promise.reject(diskClosed());
     const request = this.#requests++;
     return new Promise((resolve, reject) => {
       this.#growing.set(request, { sizeBytes, resolve, reject });
@@ -146,11 +155,12 @@ export class DiskThread {
    * @throws what kept the disk from being closed properly.
    */
   async close(): Promise<void> {
-    this.#send({ kind: "close" });
+    if (!this.#over) this.#send({ kind: "close" });
     await this.ended;
   }
 
   #attach(message: Attach, onClosed: () => void): Promise<number> {
+    if (this.#over) return Promise.reject(diskClosed());
     const request = this.#requests++;
     return new Promise((resolve, reject) => {
       this.#attaching.set(request, { resolve, reject, onClosed });
@@ -203,11 +213,11 @@ export class DiskThread {
 
   #dropAll(): void {
     for (const attaching of this.#attaching.values()) {
-      attaching.reject(new Error("the disk is closed"));
+      attaching.reject(diskClosed());
     }
     this.#attaching.clear();
     for (const growing of this.#growing.values()) {
-      growing.reject(new Error("the disk is closed"));
+      growing.reject(diskClosed());
     }
     this.#growing.clear();
     for (const onClosed of this.#frontEnds.values()) {

@@ -58,6 +58,11 @@ describe("listen", () => {
   });
   afterEach(() => rm(folder, { recursive: true }));
 
+  it("says that a folder is not there", async () => {
+    const address = { kind: "unix", path: join(folder, "no", "sock") } as const;
+    await expect(listen(createServer(), address)).rejects.toThrow(/can't listen on unix:\S+sock: ENOENT: no such file/);
+  });
+
   async function expectServed(): Promise<void> {
     const server = createServer((socket) => socket.end());
     await listen(server, { kind: "unix", path });

@@ -1,6 +1,7 @@
 import { once } from "node:events";
-import { lstat, unlink } from "node:fs/promises";
+import { lstat, stat, unlink } from "node:fs/promises";
 import { type AddressInfo, connect, isIPv6, type Server } from "node:net";
+import { dirname } from "node:path";
 import { messageOf } from "./errors.ts";
 
 /** Where a server listens. */
@@ -91,6 +92,8 @@ async function startListening(server: Server, options: { path: string } | { host
 async function removeStaleSocket(path: string): Promise<void> {
   const status = await lstat(path).catch(() => undefined);
   if (status === undefined) {
+    // Node says of a folder that isn't there that permission is denied.
+    await stat(dirname(path));
     return;
   }
   if (!status.isSocket()) {
