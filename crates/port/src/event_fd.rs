@@ -35,6 +35,18 @@ pub fn add(fd: RawFd) -> i32 {
     }
 }
 
+/// Whether 1 can be added at once: the other side may make a descriptor that it shares with us block, and fill it. Nothing
+/// keeps it from doing so after the answer.
+pub fn has_room(fd: RawFd) -> bool {
+    let mut poll = libc::pollfd {
+        fd,
+        events: libc::POLLOUT,
+        revents: 0,
+    };
+    // SAFETY: `poll` is one valid, writable structure.
+    unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+}
+
 /// Takes the count. Result: 8, or a negative errno value; `-EAGAIN` if there is none.
 pub fn take(fd: RawFd) -> i32 {
     let mut count = 0u64;
@@ -49,5 +61,25 @@ pub fn take(fd: RawFd) -> i32 {
             error if error == -libc::EINTR => {}
             result => return result,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn a_full_one_has_no_room() {
+        let event = create().unwrap();
+        let fd = event.as_raw_fd();
+        assert!(has_room(fd));
+        assert_eq!((add(fd), has_room(fd)), (8, true));
+        let most = u64::MAX - 2;
+        // SAFETY: eight bytes of `most` are read.
+        assert_eq!(unsafe { libc::write(fd, (&raw const most).cast(), 8) }, 8);
+        assert_eq!((add(fd), has_room(fd)), (-libc::EAGAIN, false));
+        assert_eq!((take(fd), has_room(fd)), (8, true));
     }
 }

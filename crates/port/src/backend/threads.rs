@@ -311,7 +311,9 @@ impl Backend for Threads {
 
     fn notify(&mut self, fd: RawFd) {
         // When the count is as high as it can be, the other side has enough to wake up for.
-        let _ = event_fd::add(fd);
+        if event_fd::has_room(fd) {
+            let _ = event_fd::add(fd);
+        }
     }
 
     fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
@@ -357,5 +359,33 @@ impl Backend for Threads {
 
     fn is_ready(&mut self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// A ring's client has the same descriptor, and so can fill it and make it block.
+    #[test]
+    fn a_bell_that_blocks_is_not_waited_for() {
+        let bell = event_fd::create().unwrap();
+        let fd = bell.as_raw_fd();
+        let most = u64::MAX - 1;
+        // SAFETY: eight bytes of `most` are read, and F_SETFL takes no pointer.
+        unsafe {
+            assert_eq!(libc::write(fd, (&raw const most).cast(), 8), 8);
+            assert_eq!(libc::fcntl(fd, libc::F_SETFL, 0), 0);
+        }
+        let (done, is_done) = mpsc::channel();
+        std::thread::spawn(move || {
+            Threads::new(1).unwrap().notify(fd);
+            done.send(()).unwrap();
+        });
+        let limit = Duration::from_secs(5);
+        is_done.recv_timeout(limit).expect("it waits for room");
+        drop(bell);
     }
 }
