@@ -50,6 +50,7 @@ describe("formatUri", () => {
 });
 
 describe("listen", () => {
+  const unexpected = (message: string) => expect.fail(message);
   let folder: string;
   let path: string;
   beforeEach(async () => {
@@ -60,12 +61,14 @@ describe("listen", () => {
 
   it("says that a folder is not there", async () => {
     const address = { kind: "unix", path: join(folder, "no", "sock") } as const;
-    await expect(listen(createServer(), address)).rejects.toThrow(/can't listen on unix:\S+sock: ENOENT: no such file/);
+    await expect(listen(createServer(), address, unexpected)).rejects.toThrow(
+      /can't listen on unix:\S+sock: ENOENT: no such file/,
+    );
   });
 
   async function expectServed(): Promise<void> {
     const server = createServer((socket) => socket.end());
-    await listen(server, { kind: "unix", path });
+    await listen(server, { kind: "unix", path }, unexpected);
     const client = connect(path);
     await once(client, "connect");
     client.destroy();
@@ -87,26 +90,33 @@ describe("listen", () => {
 
   it("leaves a socket alone that is in use", async () => {
     const other = createServer();
-    await listen(other, { kind: "unix", path });
-    await expect(listen(createServer(), { kind: "unix", path })).rejects.toThrow(/another program listens there/);
+    await listen(other, { kind: "unix", path }, unexpected);
+    await expect(listen(createServer(), { kind: "unix", path }, unexpected)).rejects.toThrow(
+      /another program listens there/,
+    );
     expect(existsSync(path)).toBe(true);
     other.close();
   });
 
   it("leaves a file alone that is no socket", async () => {
     await writeFile(path, "precious");
-    await expect(listen(createServer(), { kind: "unix", path })).rejects.toThrow(/no socket/);
+    await expect(listen(createServer(), { kind: "unix", path }, unexpected)).rejects.toThrow(/no socket/);
     expect(existsSync(path)).toBe(true);
   });
 
-  it("names the address when it fails", async () => {
-    path = join(folder, "missing", "sock");
-    await expect(listen(createServer(), { kind: "unix", path })).rejects.toThrow(`can't listen on unix:${path}`);
+  it("goes on when a client can't be accepted", async () => {
+    const warnings: string[] = [];
+    const server = createServer();
+    await listen(server, { kind: "unix", path }, (message) => warnings.push(message));
+    // What Node does when the kernel reports an error of accept.
+    server.emit("error", new Error("accept EPROTO"));
+    expect(warnings).toEqual([`a client of unix:${path} was lost: accept EPROTO`]);
+    server.close();
   });
 
   it("reports the port that was chosen", async () => {
     const server = createServer();
-    const address = await listen(server, { kind: "tcp", host: "127.0.0.1", port: 0 });
+    const address = await listen(server, { kind: "tcp", host: "127.0.0.1", port: 0 }, unexpected);
     expect(address).toMatchObject({ host: "127.0.0.1", port: expect.any(Number) });
     expect(address.kind === "tcp" && address.port > 0).toBe(true);
     server.close();

@@ -64,24 +64,30 @@ function tcpAddress(rest: string): Address {
 
 /**
  * Makes a server listen. A Unix socket that nobody listens on is replaced; one that is in use, or a file that is no
- * socket, is not.
+ * socket, is not. `onWarning` is told of clients that can't be accepted later on, which must not end the program.
  * @returns the address with the port that was chosen for port 0
  * @throws an error that names the address.
  */
-export async function listen(server: Server, address: Address): Promise<Address> {
+export async function listen(server: Server, address: Address, onWarning: (message: string) => void): Promise<Address> {
   try {
-    if (address.kind === "tcp") {
-      await startListening(server, { host: address.host, port: address.port });
-      // For a TCP server it is an object.
-      const { port } = server.address() as AddressInfo;
-      return { ...address, port };
-    }
-    await removeStaleSocket(address.path);
-    await startListening(server, { path: address.path });
-    return address;
+    const listening = await startAt(server, address);
+    server.on("error", (error) => onWarning(`a client of ${formatAddress(listening)} was lost: ${error.message}`));
+    return listening;
   } catch (error) {
     throw new Error(`can't listen on ${formatAddress(address)}: ${messageOf(error)}`, { cause: error });
   }
+}
+
+async function startAt(server: Server, address: Address): Promise<Address> {
+  if (address.kind === "tcp") {
+    await startListening(server, { host: address.host, port: address.port });
+    // For a TCP server it is an object.
+    const { port } = server.address() as AddressInfo;
+    return { ...address, port };
+  }
+  await removeStaleSocket(address.path);
+  await startListening(server, { path: address.path });
+  return address;
 }
 
 async function startListening(server: Server, options: { path: string } | { host: string; port: number }) {

@@ -25,6 +25,7 @@ export class NbdServer {
   readonly #thread: Pick<DiskThread, "attachNbd">;
   readonly #export: NbdExport;
   readonly #limits: NbdServerLimits;
+  readonly #onWarning: (message: string) => void;
   readonly #shakingHands = new Set<Socket>();
   #attached = 0;
 
@@ -40,6 +41,7 @@ export class NbdServer {
     this.#thread = thread;
     this.#export = offered;
     this.#limits = limits;
+    this.#onWarning = onWarning;
     // Node must not send a FIN for us: the connection goes on without it.
     this.#server = createServer({ allowHalfOpen: true, noDelay: true }, (socket) => {
       this.#serve(socket).catch((error) => onWarning(`an NBD connection failed: ${messageOf(error)}`));
@@ -51,7 +53,7 @@ export class NbdServer {
    * @returns the address, with the port that was chosen
    */
   listen(address: Address): Promise<Address> {
-    return listen(this.#server, address);
+    return listen(this.#server, address, this.#onWarning);
   }
 
   /** Stops accepting and ends unfinished handshakes. Attached connections are the data plane's to end. */

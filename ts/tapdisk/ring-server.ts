@@ -28,13 +28,16 @@ export class RingServer {
   readonly #port: PortModule;
   readonly #thread: DiskThread;
   readonly #disk: RingDisk;
+  readonly #onWarning: (message: string) => void;
   /** Clients whose ring is not attached yet. */
   readonly #arriving = new Set<Socket>();
 
-  constructor(port: PortModule, thread: DiskThread, disk: RingDisk) {
+  /** `onWarning` gets what went wrong with clients through no fault of theirs. */
+  constructor(port: PortModule, thread: DiskThread, disk: RingDisk, onWarning: (message: string) => void) {
     this.#port = port;
     this.#thread = thread;
     this.#disk = disk;
+    this.#onWarning = onWarning;
     // Node would drop the descriptors that come with the first bytes.
     this.#server = createServer({ pauseOnConnect: true }, (socket) => {
       void this.#serve(socket);
@@ -44,7 +47,7 @@ export class RingServer {
 
   /** Starts to accept clients. */
   listen(address: Address): Promise<Address> {
-    return listen(this.#server, address);
+    return listen(this.#server, address, this.#onWarning);
   }
 
   /** Stops accepting, and drops clients that have not brought their ring yet. Attached rings are the data plane's to end. */

@@ -113,7 +113,7 @@ class Servers {
         },
         readOnly: disk.readOnly,
       };
-      const server = new RingServer(this.#port, thread, offered);
+      const server = new RingServer(this.#port, thread, offered, say);
       this.#open.push(server);
       uris.push(formatUri("ring", await server.listen(ring)));
     }
