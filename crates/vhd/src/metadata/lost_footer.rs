@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use crate::error::Result;
 use crate::format::bitmap;
 use crate::format::footer::{self, DiskType, Footer};
+use crate::format::header;
 use crate::io::Io;
 use crate::open::FileSpec;
 use crate::record::MAX_DATA_MAP;
@@ -26,9 +27,11 @@ pub(crate) async fn restore(io: &Io, file: &mut FileSpec) -> Result<bool> {
     }
     // A dynamic image ends with what its guest wrote if its footer is lost, which could be a fixed disk's footer.
     let first = io
-        .read("backup footer", file.file, 0, footer::LENGTH)
+        .read("backup footer", file.file, 0, footer::LENGTH + 8)
         .await?;
-    if Footer::decode(&first).is_ok_and(|footer| footer.disk_type != DiskType::Fixed) {
+    let (copy, header) = first.split_at(footer::LENGTH);
+    let cookies = [footer::COOKIE, footer::POISON];
+    if cookies.iter().any(|cookie| copy.starts_with(cookie)) || header == header::COOKIE {
         return Ok(false);
     }
     let Some(end) = data_end(io, file).await? else {
