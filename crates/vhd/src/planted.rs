@@ -81,6 +81,8 @@ bugs! {
     HeaderWithoutCopy,
     /// A BAT entry names the new place of a block before the block is there.
     MovedBeforeCopied,
+    /// The footers say a larger size before what hides a larger parent there is durable.
+    GrownBeforeCommit,
     /// A commit that fails ends while writes of it are in flight.
     FailedCommitLeavesWrites,
 }

@@ -84,7 +84,7 @@ fn of_a_small_bitmap_cache() {
 
 #[test]
 fn of_a_chain() {
-    let disk = (2_usize..5).prop_flat_map(|depth| Disk::partial(depth, 8192));
+    let disk = (2_usize..5).prop_flat_map(Disk::mixed);
     explore("a chain", &Mix::default(), LARGE_CACHE, disk);
 }
 
@@ -153,7 +153,7 @@ fn of_a_full_block_device() {
 
 #[test]
 fn of_a_disk_that_grows_while_it_is_used() {
-    let disk = (1_usize..3).prop_flat_map(Disk::with_room_to_grow);
+    let disk = (1_usize..4).prop_flat_map(Disk::with_room_to_grow);
     let mix = Mix {
         sectors: SECTORS + 100,
         growing: 10,

@@ -43,6 +43,8 @@ enum Work {
     Device,
     /// On one with space that is nobody's.
     Gaps,
+    /// On a disk that grows.
+    Growing,
     /// Making images.
     Create,
     /// Making a disk larger than its BAT has room for.
@@ -69,6 +71,14 @@ impl Work {
             Self::Resize => return resize(seed),
             Self::Batmap => (Disk::with_batmap(1).boxed(), 1 << 20, usual),
             Self::Device => (Disk::on_device(1).boxed(), 1 << 20, usual),
+            Self::Growing => {
+                let growing = Mix {
+                    sectors: disks::SECTORS + 100,
+                    growing: 10,
+                    ..usual
+                };
+                (Disk::with_room_to_grow(2).boxed(), 1 << 20, growing)
+            }
             Self::Gaps => (Disk::with_gaps(1).boxed(), 1 << 20, usual),
             Self::Empty => (empty, 1 << 20, usual),
             Self::EmptyLong => (empty, 1 << 20, long),
@@ -188,4 +198,5 @@ bugs! {
     orphans_used_as_they_are: OrphansUsedAsTheyAre by Gaps,
     header_without_copy: HeaderWithoutCopy by Resize,
     moved_before_copied: MovedBeforeCopied by Resize,
+    grown_before_commit: GrownBeforeCommit by Growing,
 }

@@ -26,6 +26,8 @@ pub enum Disk {
         levels: Vec<Vec<u64>>,
         block_size: u32,
     },
+    /// The same, with images of different sizes and blocks.
+    Mixed { levels: Vec<Level> },
     /// The same, with a batmap in the leaf that knows some of its full blocks, or is wrong.
     Batmap {
         levels: Vec<Vec<u64>>,
@@ -33,7 +35,7 @@ pub enum Disk {
         wrong: bool,
     },
     /// The same, with room in the leaf's BAT. The last block may have all that the disk has of it.
-    Growing { levels: Vec<Vec<u64>> },
+    Growing { levels: Vec<Level> },
     /// The same, with so many sectors that are nobody's before each block of the leaf.
     Gaps {
         levels: Vec<Vec<u64>>,
@@ -46,6 +48,14 @@ pub enum Disk {
     },
 }
 
+/// An image of a [`Disk::Mixed`].
+#[derive(Clone, Debug)]
+pub struct Level {
+    bits: Vec<u64>,
+    block_size: u32,
+    sectors: u64,
+}
+
 impl Disk {
     /// Any disk with this many images.
     pub fn partial(depth: usize, block_size: u32) -> impl Strategy<Value = Self> {
@@ -53,6 +63,21 @@ impl Disk {
         let bits = prop::collection::vec(any::<u64>(), blocks);
         prop::collection::vec(bits, depth)
             .prop_map(move |levels| Self::Partial { levels, block_size })
+    }
+
+    /// Its parents are smaller or larger than their children, with blocks of other sizes.
+    pub fn mixed(depth: usize) -> impl Strategy<Value = Self> {
+        let bits = prop::collection::vec(any::<u64>(), 50);
+        let sectors = SECTORS * 3 / 4..SECTORS * 5 / 4;
+        let level = (bits, 12_u32..15, sectors).prop_map(|(bits, shift, sectors)| Level {
+            bits,
+            block_size: 1 << shift,
+            sectors,
+        });
+        prop::collection::vec(level, depth).prop_map(|mut levels| {
+            levels[0].sectors = SECTORS;
+            Self::Mixed { levels }
+        })
     }
 
     fn usual(levels: &[Vec<u64>]) -> Self {
@@ -70,17 +95,19 @@ impl Disk {
         (levels, gaps).prop_map(|(levels, gaps)| Self::Gaps { levels, gaps })
     }
 
-    /// It can grow while it is open.
+    /// It can grow while it is open, also beyond the end of a parent, or where a parent is larger.
     pub fn with_room_to_grow(depth: usize) -> impl Strategy<Value = Self> {
         let (last, whole) = (SIZE / 8192, SIZE / 512 % 16);
-        let level = (prop::collection::vec(any::<u64>(), 19), any::<bool>());
-        let level = level.prop_map(move |(mut bits, fill)| {
+        (Self::mixed(depth), any::<bool>()).prop_map(move |(disk, fill)| {
+            let Self::Mixed { mut levels } = disk else {
+                return disk;
+            };
+            levels[0].block_size = 8192;
             if fill {
-                bits[last as usize] = (1 << whole) - 1;
+                levels[0].bits[last as usize] = (1 << whole) - 1;
             }
-            bits
-        });
-        prop::collection::vec(level, depth).prop_map(|levels| Self::Growing { levels })
+            Self::Growing { levels }
+        })
     }
 
     /// Its leaf is on a block device.
@@ -133,7 +160,8 @@ impl Disk {
                 (files, disk)
             }
             Self::Growing { levels } => {
-                let (mut files, disk) = Self::usual(levels).build();
+                let levels = levels.clone();
+                let (mut files, disk) = Self::Mixed { levels }.build();
                 files[0] = images::with_room(&files[0]);
                 (files, disk)
             }
@@ -152,10 +180,20 @@ impl Disk {
                 (files, disk)
             }
             Self::Partial { levels, block_size } => {
+                let level = |bits: &Vec<u64>| Level {
+                    bits: bits.clone(),
+                    block_size: *block_size,
+                    sectors: SECTORS,
+                };
+                let levels = levels.iter().map(level).collect();
+                Self::Mixed { levels }.build()
+            }
+            Self::Mixed { levels } => {
                 let mut files: Vec<Vec<u8>> = Vec::new();
-                for (index, bits) in levels.iter().enumerate().rev() {
-                    let has_parent = index + 1 < levels.len();
-                    files.push(partial(index, *block_size, bits, has_parent, &mut disk));
+                for (index, level) in levels.iter().enumerate().rev() {
+                    // What is behind the end of a smaller image is not seen, whatever is below.
+                    disk.resize(level.sectors as usize * 512, 0);
+                    files.push(partial(index, level, index + 1 < levels.len(), &mut disk));
                 }
                 files.reverse();
                 (files, disk)
@@ -185,15 +223,11 @@ fn empty(block_size: u32) -> Vec<u8> {
 }
 
 /// An image with partial bitmaps, its content put on top of `disk`.
-fn partial(
-    index: usize,
-    block_size: u32,
-    bits: &[u64],
-    has_parent: bool,
-    disk: &mut [u8],
-) -> Vec<u8> {
-    let blocks: Vec<(u32, u64)> = (0..)
-        .zip(bits.iter().copied())
+fn partial(index: usize, level: &Level, has_parent: bool, disk: &mut [u8]) -> Vec<u8> {
+    let size = level.sectors * 512;
+    let count = size.div_ceil(u64::from(level.block_size)) as u32;
+    let blocks: Vec<(u32, u64)> = (0..count)
+        .zip(level.bits.iter().copied())
         .filter(|(_, bits)| bits % 4 != 0)
         .collect();
     let parent = has_parent.then(|| Parent::named(index + 1));
@@ -206,8 +240,8 @@ fn partial(
     images::build(
         &Spec {
             uuid: uuid(index),
-            size: SIZE,
-            block_size,
+            size,
+            block_size: level.block_size,
             parent,
             blocks: &blocks,
             fill: FILLS[index % 4],
