@@ -166,6 +166,13 @@ describe("vhd-coalesce", () => {
     expect({ status, stderr }).toEqual({ status: 0, stderr: "" });
     expectSame(readFileSync(output), contents[3], "the new image");
     expect((await coalesce(paths[3], "--output", output, "--format", "raw")).stderr).toContain("exists already");
+    // A limit of the shell's, in place of a file system without space.
+    const limited = await outcomeOf("bash", [
+      "-c",
+      `ulimit -f 2048; trap '' XFSZ; "${program}" "${paths[3]}" --output "${join(folder, "none.vhd")}"`,
+    ]);
+    expect(limited.status).toBe(1);
+    expect(readdirSync(folder).filter((name) => name.startsWith("none"))).toEqual([]);
     const dynamic = join(folder, "dynamic.vhd");
     expect((await coalesce(paths[3], "--output", dynamic)).status).toBe(0);
     expectSame(await readWithQemu(dynamic), contents[3], "the new dynamic image");

@@ -178,6 +178,22 @@ fn a_power_cut_while_mending_loses_nothing_and_the_rest_is_mended_by_the_same_jo
 }
 
 #[test]
+fn nothing_is_left_of_an_undo_file_that_there_is_no_space_for() {
+    for one in mendable() {
+        let files = (one.make)();
+        let mut host = Host::new(files.clone(), 0);
+        let undo = files.len() as u16;
+        host.fault = Some(Box::new(move |op| {
+            (op.file == undo && op.kind == OpKind::Write).then_some(-28)
+        }));
+        let error = mend(&mut host).expect_err("it is full");
+        assert_eq!(error.errno, 28, "{}: {error}", one.code);
+        assert!(!host.names.contains(&UNDO.to_owned()), "{}", one.code);
+        assert!(host.files[..files.len()] == files[..], "{}", one.code);
+    }
+}
+
+#[test]
 fn a_power_cut_while_undoing_is_made_up_for_by_the_same_job() {
     let mut explorer = Explorer::new(2);
     for Corruption { code, make, .. } in mendable() {

@@ -1,6 +1,6 @@
 /** Merging: who is concerned, the merge itself, and what comes after it. */
 
-import { realpathSync, statSync } from "node:fs";
+import { existsSync, realpathSync, rmSync, statSync } from "node:fs";
 import { dirname } from "node:path";
 import * as z from "zod";
 import { HostFiles } from "../../host/files.ts";
@@ -121,7 +121,13 @@ async function sideways(request: Request, output: string, family: Family, level:
   const resume = request.resume ? { record: record.path } : undefined;
   const { path, goesOn } = await prepareOutput(output, format, size, base, resume, jobs);
   const spec = { ...job, output: { path, driver }, record: { ...record, resume: goesOn } };
-  await merge(spec, output, request, jobs, () => finishOutput(output));
+  try {
+    await merge(spec, output, request, jobs, () => finishOutput(output));
+  } catch (error) {
+    // Without a record nothing of it is of use to another run.
+    if (!goesOn && !existsSync(output) && !existsSync(record.path)) rmSync(path, { force: true });
+    throw error;
+  }
 }
 
 /** Where the record of a merge into a target is kept, and when it is good. */

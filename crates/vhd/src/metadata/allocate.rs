@@ -17,6 +17,15 @@ impl Metadata {
     /// # Errors
     /// `ENOSPC` if there is no room; an I/O error, after which none of them has a place, or some have.
     pub(crate) async fn allocate(&mut self, range: Range<u32>, reserve: bool) -> Result<()> {
+        let outcome = self.give_places(range, reserve).await;
+        if outcome.is_err() && !self.primary_is_good {
+            // A file that is longer now, without a footer at its end, is cut again.
+            let _ = self.trim().await;
+        }
+        outcome
+    }
+
+    async fn give_places(&mut self, range: Range<u32>, reserve: bool) -> Result<()> {
         if !(self.primary_is_good && self.backup_is_good) {
             let footer = self.footer.clone();
             self.write_footer(&footer).await?;

@@ -207,9 +207,12 @@ async fn open_log(
             let bytes = log::encode_header(&undo);
             undo.end = bytes.len() as u64;
             context.io.truncate(log.file, 0).await?;
-            write(context, log.file, 0, &bytes)
-                .await
-                .map_err(|error| error.in_file(&spec.undo))?;
+            if let Err(error) = write(context, log.file, 0, &bytes).await {
+                // Nothing was changed that it could undo.
+                context.files.close(log.file).await;
+                let _ = context.files.remove(&spec.undo).await;
+                return Err(error.in_file(&spec.undo));
+            }
             Ok(Some(Log {
                 file: log.file,
                 undo,
