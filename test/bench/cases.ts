@@ -6,10 +6,10 @@ import type { CacheMode } from "./results.ts";
 export type Pattern = "randread" | "randwrite" | "read" | "write" | "trim";
 
 /**
- * On what: a disk with content, one in which nothing is allocated and which is thrown away, several small ones, or one of
- * 2040 GiB whose bitmaps don't fit into memory.
+ * On what: a disk with content, another one whose content goes, one in which nothing is allocated and which is thrown away,
+ * several small ones, or one of 2040 GiB whose bitmaps don't fit into memory.
  */
-export type ImageKind = "filled" | "empty" | "several" | "largest";
+export type ImageKind = "filled" | "trimmed" | "empty" | "several" | "largest";
 
 export interface Case {
   readonly name: string;
@@ -166,6 +166,7 @@ export const allCases: readonly Case[] = [
     pattern: "trim",
     blockBytes: MIB,
     depth: 4,
+    image: "trimmed",
     modes: ["buffered"],
   },
   ...DISKS.flatMap((disks) => [several("randread", disks), several("randwrite", disks)]),

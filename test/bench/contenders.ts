@@ -43,7 +43,7 @@ export const contenderKinds: readonly ContenderKind[] = [
     title: "nbdkit memory",
     format: "none",
     modes: ["buffered"],
-    images: ["filled"],
+    images: ["filled", "trimmed"],
     needsBlktap: false,
     start: (site) => startNbd(site, (place) => nbdkit(place, ["memory", `size=${site.diskBytes}`]), site.content),
   },
@@ -62,7 +62,7 @@ export const contenderKinds: readonly ContenderKind[] = [
     format: "raw",
     // It has no O_DIRECT.
     modes: ["buffered"],
-    images: ["filled", "empty", "several"],
+    images: ["filled", "trimmed", "empty", "several"],
     needsBlktap: false,
     start: (site) => startNbd(site, (place) => nbdkit(place, ["file", place.image])),
   },
@@ -71,7 +71,7 @@ export const contenderKinds: readonly ContenderKind[] = [
     title: "qemu-nbd -f raw",
     format: "raw",
     modes: BOTH,
-    images: ["filled", "several"],
+    images: ["filled", "trimmed", "several"],
     needsBlktap: false,
     start: (site) => startNbd(site, (place) => qemuNbd(site, place, "raw")),
   },
@@ -80,7 +80,7 @@ export const contenderKinds: readonly ContenderKind[] = [
     title: "qemu-nbd -f vpc",
     format: "vhd",
     modes: BOTH,
-    images: ["filled", "empty", "largest"],
+    images: ["filled", "trimmed", "empty", "largest"],
     needsBlktap: false,
     start: (site) => startNbd(site, (place) => qemuNbd(site, place, "vpc")),
   },
@@ -99,7 +99,7 @@ export const contenderKinds: readonly ContenderKind[] = [
     title: "ours, NBD",
     format: "vhd",
     modes: BOTH,
-    images: ["filled", "empty", "several", "largest"],
+    images: ["filled", "trimmed", "empty", "several", "largest"],
     needsBlktap: false,
     start: (site) => startTapdisk(site, "nbd"),
   },
@@ -137,10 +137,6 @@ export function takesPart(kind: ContenderKind, one: Case, mode: CacheMode): bool
   }
   if (kind.chain !== undefined && (one.pattern !== "randread" || one.blockBytes !== 4096 || one.visited)) {
     return false;
-  }
-  if (one.pattern === "trim") {
-    // Nobody trims files, nor rings; the original doesn't take it.
-    return !ring && !["raw", "blktap", "nbdkit-null"].includes(kind.name);
   }
   if (one.flushEach) {
     return !ring && kind.name !== "blktap";

@@ -36,6 +36,7 @@ export class Disks {
   shape({ image, blockBytes }: Case): Shape {
     switch (image) {
       case "filled":
+      case "trimmed":
         return { diskBytes: this.#bytes, alignBytes: blockBytes };
       case "empty":
         return { diskBytes: EMPTY_BYTES, alignBytes: blockBytes };
@@ -55,6 +56,8 @@ export class Disks {
     switch (image) {
       case "filled":
         return [join(this.#folder, `${kind.name}.${suffix}`)];
+      case "trimmed":
+        return [join(this.#folder, `${kind.name}.trimmed.${suffix}`)];
       case "empty":
         return [join(this.#scratch, `${kind.name}.${suffix}`)];
       case "several":

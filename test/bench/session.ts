@@ -128,7 +128,7 @@ export class Session {
         image,
         socket: join(this.#folder, `${kind.name}.${this.#sockets++}`),
       })),
-      content: one.image === "filled" ? this.#disks.content : undefined,
+      content: one.image === "filled" || one.image === "trimmed" ? this.#disks.content : undefined,
       diskBytes: this.#disks.shape(one).diskBytes,
       mode: this.#mode,
       // All share it.

@@ -1,12 +1,13 @@
 //! The sector bitmaps of the leaf's blocks: loading them, and letting parts of requests wait for that.
 
-use crate::cache::{Content, Key, Lookup};
+use crate::cache::{Content, Entry, Key, Lookup};
 use crate::core::Core;
 use crate::error::errno;
 use crate::image::Place;
 use crate::io::{Owner, Queue, plain_op};
 use crate::record::{Op, OpKind};
 use crate::request::Piece;
+use crate::sector_bitmap::SectorBitmap;
 use crate::staging::Chunk;
 
 impl Core {
@@ -40,7 +41,7 @@ impl Core {
         let Some(chunk) = queue.staging.allocate(place.bitmap_bytes) else {
             return false;
         };
-        let bits = Content::Bitmap(vec![0; place.bitmap_bytes].into_boxed_slice());
+        let bits = Content::Bitmap(SectorBitmap::clear(place.bitmap_bytes));
         let Some(entry) = self
             .cache
             .insert(Key::Block(place.block), bits, Some(waiting))
@@ -76,10 +77,14 @@ impl Core {
     ) {
         self.loading -= 1;
         let waiting = self.cache.take_waiting(index);
-        let length = self.cache.bits(index).map_or(0, |bits| {
-            bits.copy_from_slice(&queue.staging.chunk(chunk)[..bits.len()]);
-            bits.len()
-        });
+        let length = match self.cache.get(index).and_then(Entry::bitmap) {
+            Some((_, bits)) => {
+                let length = bits.most_bytes();
+                *bits = SectorBitmap::new(&queue.staging.chunk(chunk)[..length]);
+                length
+            }
+            None => 0,
+        };
         queue.staging.free(chunk);
         if result.cast_unsigned() as usize != length {
             self.cache.remove(index);
@@ -92,13 +97,13 @@ impl Core {
                 },
             );
         }
-        self.note_if_full(index);
+        self.settle(index);
         self.cache.drop_if_detached(index);
         self.resume(queue, waiting);
     }
 
-    /// Replaces the cached bitmap of a full block, all on disk, by the one bit that says so.
-    pub(crate) fn note_if_full(&mut self, index: u32) {
+    /// Makes a cached bitmap that is on disk as small as it can be; if the block is full, one bit elsewhere says so.
+    pub(crate) fn settle(&mut self, index: u32) {
         let Some(leaf) = self.chain.first_mut() else {
             return;
         };
@@ -107,9 +112,12 @@ impl Core {
             && !entry.detached
             && entry.pins == 0
             && let Some((block, bits)) = entry.bitmap()
-            && leaf.note_if_full(block, bits)
         {
-            self.cache.remove(index);
+            if leaf.note_if_full(block, |sectors| bits.is_full(sectors)) {
+                self.cache.remove(index);
+            } else {
+                self.cache.compact(index);
+            }
         }
     }
 }

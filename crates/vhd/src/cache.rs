@@ -8,9 +8,9 @@ use rustc_hash::FxHashMap;
 use slab::Slab;
 
 use crate::below::View;
-use crate::format::bitmap;
 use crate::planted::{self, Bug};
 use crate::request::Piece;
+use crate::sector_bitmap::SectorBitmap;
 
 /// Fewer entries than this are never a reason to evict one.
 const MIN_ENTRIES: usize = 16;
@@ -31,7 +31,7 @@ pub(crate) enum Key {
 #[derive(Debug)]
 pub(crate) enum Content {
     /// The sector bitmap of a block.
-    Bitmap(Box<[u8]>),
+    Bitmap(SectorBitmap),
     /// A view of a stretch.
     View(View),
 }
@@ -39,7 +39,15 @@ pub(crate) enum Content {
 impl Content {
     fn bytes(&self) -> usize {
         match self {
-            Self::Bitmap(bits) => bits.len(),
+            Self::Bitmap(bits) => bits.bytes(),
+            Self::View(view) => view.bytes(),
+        }
+    }
+
+    /// What it may grow to.
+    fn most_bytes(&self) -> usize {
+        match self {
+            Self::Bitmap(bits) => bits.most_bytes(),
             Self::View(view) => view.bytes(),
         }
     }
@@ -64,8 +72,19 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    /// Bytes that it counts for. What can't go counts for all that it may become: so dirty bitmaps, which stay until they
+    /// are written, don't outgrow the limit.
+    fn weight(&self) -> usize {
+        let content = if self.dirty || self.loading.is_some() {
+            self.content.most_bytes()
+        } else {
+            self.content.bytes()
+        };
+        content + ENTRY_BYTES
+    }
+
     /// The block and its bitmap, if it is about one.
-    pub(crate) fn bitmap(&mut self) -> Option<(u32, &mut [u8])> {
+    pub(crate) fn bitmap(&mut self) -> Option<(u32, &mut SectorBitmap)> {
         match (self.key, &mut self.content) {
             (Key::Block(block), Content::Bitmap(bits)) => Some((block, bits)),
             _ => None,
@@ -145,8 +164,16 @@ impl BitmapCache {
     }
 
     /// A bitmap.
-    pub(crate) fn bits(&mut self, index: u32) -> Option<&mut [u8]> {
-        self.get(index)?.bitmap().map(|(_, bits)| bits)
+    pub(crate) fn bits(&mut self, index: u32) -> Option<&SectorBitmap> {
+        self.get(index)?.bitmap().map(|(_, bits)| &*bits)
+    }
+
+    /// Makes a bitmap that is clean as small as it can be.
+    pub(crate) fn compact(&mut self, index: u32) {
+        if let Some((_, bits)) = self.get(index).and_then(Entry::bitmap) {
+            bits.compact();
+        }
+        self.weigh(index);
     }
 
     /// The parts of requests that wait for an entry, if bitmaps are on their way for it.
@@ -180,33 +207,44 @@ impl BitmapCache {
         content: Content,
         loading: Option<Vec<Piece>>,
     ) -> Option<u32> {
-        let bytes = content.bytes() + ENTRY_BYTES;
-        while self.bytes + bytes > self.limit && self.entries.len() >= MIN_ENTRIES {
-            let victim = self.victim()?;
-            self.remove(victim);
-        }
-        self.bytes += bytes;
-        let entry = Entry {
+        let mut entry = Entry {
             key,
             content,
-            bytes,
+            bytes: 0,
             loading,
             dirty: false,
             pins: 0,
             detached: false,
             referenced: true,
         };
+        entry.bytes = entry.weight();
+        while self.bytes + entry.bytes > self.limit && self.entries.len() >= MIN_ENTRIES {
+            let victim = self.victim()?;
+            self.remove(victim);
+        }
+        self.bytes += entry.bytes;
         let index = self.entries.insert(entry) as u32;
         self.index.insert(key, index);
         Some(index)
     }
 
-    /// Counts the bytes of an entry again, which got smaller.
+    /// Counts the bytes of an entry again, and evicts others if it got so large that they don't fit any more.
     pub(crate) fn weigh(&mut self, index: u32) {
+        let Some(entry) = self.entries.get_mut(index as usize) else {
+            return;
+        };
+        let bytes = entry.weight();
+        self.bytes = self.bytes - entry.bytes + bytes;
+        entry.bytes = bytes;
+        entry.pins += 1;
+        while self.bytes > self.limit && self.entries.len() > MIN_ENTRIES {
+            let Some(victim) = self.victim() else {
+                break;
+            };
+            self.remove(victim);
+        }
         if let Some(entry) = self.entries.get_mut(index as usize) {
-            let bytes = entry.content.bytes() + ENTRY_BYTES;
-            self.bytes = self.bytes - entry.bytes + bytes;
-            entry.bytes = bytes;
+            entry.pins -= 1;
         }
     }
 
@@ -263,20 +301,20 @@ impl BitmapCache {
         if let Some(entry) = self.entries.get_mut(index as usize)
             && !entry.detached
             && let Some((_, bits)) = entry.bitmap()
-            && bitmap::set_range(bits, first, count)
-            && !std::mem::replace(&mut entry.dirty, true)
+            && bits.set_range(first, count)
         {
-            self.dirty.push(index);
+            self.mark_dirty(index);
         }
     }
 
-    /// Makes an entry dirty again whose bits did not reach the disk.
+    /// Makes an entry dirty whose bits are not on disk.
     pub(crate) fn mark_dirty(&mut self, index: u32) {
         if let Some(entry) = self.entries.get_mut(index as usize)
             && !entry.detached
             && !std::mem::replace(&mut entry.dirty, true)
         {
             self.dirty.push(index);
+            self.weigh(index);
         }
     }
 
@@ -312,5 +350,98 @@ impl BitmapCache {
             }
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const BLOCKS: u32 = 200;
+    const BITMAP_BYTES: usize = 512;
+    /// Room for this many bitmaps as large as they get.
+    const ROOM: usize = 40;
+    const LIMIT: usize = ROOM * (BITMAP_BYTES + ENTRY_BYTES);
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// Sectors of a block were written.
+        Write(u32, u32, u32),
+        /// All that is dirty was written to disk.
+        Commit,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let write = |unit: u32| {
+            let places = (0..BLOCKS, 0..4096 / unit);
+            places.prop_map(move |(block, first)| Step::Write(block, first * unit, unit))
+        };
+        let step = prop_oneof![50 => write(8), 20 => write(1), 1 => Just(Step::Commit)];
+        prop::collection::vec(step, 0..800)
+    }
+
+    fn commit(cache: &mut BitmapCache) {
+        for index in cache.take_dirty(usize::MAX) {
+            cache.unpin(index);
+            cache.compact(index);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn stays_within_its_limit_and_never_loses_what_is_not_on_disk(steps in steps()) {
+            let mut cache = BitmapCache::new(LIMIT);
+            let mut dirty = FxHashMap::default();
+            for step in steps {
+                match step {
+                    Step::Write(block, first, count) => {
+                        let index = match cache.lookup(block) {
+                            Lookup::Ready(index) => Some(index),
+                            _ => {
+                                let clear = SectorBitmap::clear(BITMAP_BYTES);
+                                cache.insert(Key::Block(block), Content::Bitmap(clear), None)
+                            }
+                        };
+                        if let Some(index) = index {
+                            cache.mark(index, first, count);
+                            // Bits that are on disk already make nothing dirty.
+                            if cache.get(index).is_some_and(|entry| entry.dirty) {
+                                dirty.entry(block).or_insert_with(Vec::new).push(first);
+                            }
+                        } else {
+                            prop_assert!(dirty.len() >= ROOM / 2, "refused while there was room");
+                        }
+                    }
+                    Step::Commit => {
+                        commit(&mut cache);
+                        dirty.clear();
+                    }
+                }
+                prop_assert_eq!(cache.bytes, cache.entries.iter().map(|(_, entry)| entry.weight()).sum::<usize>());
+                // The last one may have got larger while all others were dirty.
+                prop_assert!(cache.bytes <= LIMIT + BITMAP_BYTES);
+                for (block, sectors) in &dirty {
+                    let Lookup::Ready(index) = cache.lookup(*block) else {
+                        return Err(TestCaseError::fail("a dirty bitmap is gone"));
+                    };
+                    let bits = cache.bits(index).unwrap();
+                    prop_assert!(sectors.iter().all(|first| bits.run(*first, 1) == (true, 1)));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bitmaps_of_pages_are_an_eighth() {
+        let mut cache = BitmapCache::new(LIMIT);
+        for block in 0..ROOM as u32 {
+            let clear = Content::Bitmap(SectorBitmap::clear(BITMAP_BYTES));
+            let index = cache.insert(Key::Block(block), clear, None).unwrap();
+            cache.mark(index, 8 * block, 8);
+        }
+        assert_eq!(cache.bytes, LIMIT);
+        commit(&mut cache);
+        assert_eq!(cache.bytes, ROOM * (BITMAP_BYTES / 8 + ENTRY_BYTES));
     }
 }

@@ -266,7 +266,7 @@ fn end_round(core: &mut Core, round: Round, good: bool) {
         if !good {
             core.cache.mark_dirty(*index);
         } else {
-            core.note_if_full(*index);
+            core.settle(*index);
         }
     }
     if good {

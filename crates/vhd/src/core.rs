@@ -18,7 +18,6 @@ use crate::commit::CommitState;
 use crate::discard::Releases;
 use crate::error::errno;
 use crate::extend::Allocator;
-use crate::format::bitmap;
 use crate::image::{Blocks, Image, Layout, Place};
 use crate::io::{Mark, Owner, Queue, Transfer, plain_op};
 use crate::planted::{self, Bug};
@@ -27,6 +26,7 @@ use crate::record::{
     TdRequest, max_status_extents,
 };
 use crate::request::{Piece, Request, Source};
+use crate::sector_bitmap::SectorBitmap;
 use crate::status::Description;
 
 /// Sectors in the largest request that the engine takes: 1 GiB, so that a transfer's length fits a completion.
@@ -322,7 +322,7 @@ impl Core {
         let Some(bits) = self.cache.bits(index) else {
             return;
         };
-        let mark = if bitmap::run(bits, place.first, piece.count) == (true, piece.count) {
+        let mark = if bits.run(place.first, piece.count) == (true, piece.count) {
             None
         } else {
             self.cache.pin(index);
@@ -352,7 +352,7 @@ impl Core {
                 .cache
                 .insert(
                     Key::Block(block),
-                    Content::Bitmap(vec![0; bytes].into_boxed_slice()),
+                    Content::Bitmap(SectorBitmap::clear(bytes)),
                     None,
                 )
                 .is_none()

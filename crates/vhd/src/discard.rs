@@ -11,7 +11,6 @@ use std::rc::Rc;
 use crate::core::Core;
 use crate::error::Result;
 use crate::extend::sync_leaf;
-use crate::format::bitmap;
 use crate::image::{Layout, Place};
 use crate::io::{Io, Mark, Queue};
 use crate::planted::{self, Bug};
@@ -106,7 +105,7 @@ impl Core {
         while done < piece.count
             && let Some(bits) = self.cache.bits(index)
         {
-            let (present, count) = bitmap::run(bits, place.first + done, piece.count - done);
+            let (present, count) = bits.run(place.first + done, piece.count - done);
             // What is not present reads as zeros already, unless a parent shows through.
             if present || hides_parent {
                 let mark = (!present).then(|| {

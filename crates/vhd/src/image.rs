@@ -2,7 +2,6 @@
 
 use crate::batmap_state::BatmapState;
 use crate::format::bat;
-use crate::format::bitmap;
 use crate::format::footer::{DiskType, Footer};
 use crate::format::header::Header;
 use crate::format::uuid::Uuid;
@@ -68,13 +67,13 @@ impl Image {
         }
     }
 
-    /// Remembers that a block is full, if these are its bits, all of them, and set. Returns whether it is.
-    pub(crate) fn note_if_full(&mut self, block: u32, bits: &[u8]) -> bool {
+    /// Remembers that a block is full, if its bitmap `has` as many sectors as it is about. Returns whether it is.
+    pub(crate) fn note_if_full(&mut self, block: u32, has: impl FnOnce(u32) -> bool) -> bool {
         let Layout::Blocks(blocks) = &mut self.layout else {
             return false;
         };
         // Those behind the end of the disk count, too: when it grows, their sectors are written as those of a full block are.
-        let is_full = bitmap::is_full(bits, blocks.sectors_per_block);
+        let is_full = has(blocks.sectors_per_block);
         if is_full {
             blocks.set_full(block);
         }

@@ -36,6 +36,7 @@ mod read;
 pub mod record;
 mod request;
 mod search;
+mod sector_bitmap;
 mod staging;
 mod status;
 mod target;

@@ -3,7 +3,6 @@
 use crate::below::Seen;
 use crate::core::Core;
 use crate::error::errno;
-use crate::format::bitmap;
 use crate::image::{Layout, Place};
 use crate::io::Queue;
 use crate::record::OpKind;
@@ -37,7 +36,7 @@ impl Core {
             return;
         };
         // Most pieces are small, and all in the leaf or not at all.
-        match bitmap::run(bits, place.first, piece.count) {
+        match bits.run(place.first, piece.count) {
             (true, count) if count == piece.count => {
                 self.transfer(queue, OpKind::Read, place.file, place.data, piece, None);
             }
@@ -54,7 +53,7 @@ impl Core {
         while done < piece.count
             && let Some(bits) = self.cache.bits(index)
         {
-            let (present, count) = bitmap::run(bits, place.first + done, piece.count - done);
+            let (present, count) = bits.run(place.first + done, piece.count - done);
             let part = piece.part(done, count);
             if present {
                 let offset = place.data + u64::from(done) * 512;

@@ -9,6 +9,7 @@ use crate::below::{Fetch, Search, Seen, View};
 use crate::cache::{Content, Key};
 use crate::core::Core;
 use crate::error::errno;
+use crate::format::bitmap;
 use crate::image::Part;
 use crate::io::{Owner, Queue, plain_op};
 use crate::record::{Op, OpKind};
@@ -220,7 +221,7 @@ impl Core {
             }
             let bits = &queue.staging.chunk(fetch.chunk)[..FETCH];
             // Of larger blocks these are not all bits.
-            image.note_if_full(fetch.block, bits);
+            image.note_if_full(fetch.block, |sectors| bitmap::is_full(bits, sectors));
             view.merge(bits, fetch.first);
         }
         for fetch in &search.fetches {

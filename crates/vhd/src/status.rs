@@ -8,7 +8,6 @@
 use crate::below::Seen;
 use crate::cache::Lookup;
 use crate::core::{Core, MAX_SECTORS};
-use crate::format::bitmap;
 use crate::image::{Image, Layout};
 use crate::io::{Owner, Queue, plain_op};
 use crate::record::{
@@ -148,7 +147,7 @@ impl Core {
         let Some(bits) = self.cache.bits(index) else {
             return Look::Wait;
         };
-        match bitmap::run(bits, first, piece.count) {
+        match bits.run(first, piece.count) {
             (true, count) => Look::Like(count, 0),
             (false, count) => Look::Below(count),
         }
