@@ -1,9 +1,9 @@
-/** The machine: what it is, what else it does, and keeping it awake. */
+/** The machine: what it is, and what else it does. */
 
 import { readFile } from "node:fs/promises";
 import { cpus, release, totalmem } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
-import { Program, run } from "./processes.ts";
+import { run } from "./processes.ts";
 import type { Machine } from "./results.ts";
 
 const SAMPLE_MS = 1000;
@@ -40,26 +40,6 @@ export async function watchStolen(): Promise<() => Promise<number>> {
   return async () => {
     const after = await ticks();
     return (after.stolen - before.stolen) / Math.max(1, after.all - before.all);
-  };
-}
-
-/**
- * Keeps all CPUs from halting, at a priority that yields to everything else: a virtual CPU that halts takes half a
- * millisecond to wake, and depth 1 would measure only that. Returns what ends it.
- */
-export async function keepAwake(): Promise<() => Promise<void>> {
-  // It ends by itself when this process is gone.
-  const loop = `while kill -0 ${process.pid}; do i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; done`;
-  const loops = cpus().map(
-    (_, cpu) => new Program({ program: "taskset", args: ["-c", `${cpu}`, "chrt", "-i", "0", "sh", "-c", loop] }),
-  );
-  await sleep(100);
-  const failed = loops.find((one) => !one.alive);
-  if (failed !== undefined) {
-    throw failed.error("can't keep the CPUs awake");
-  }
-  return async () => {
-    await Promise.all(loops.map((one) => one.stop("SIGKILL")));
   };
 }
 

@@ -5,10 +5,11 @@
 
 import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
+import { keepAwake } from "./awake.ts";
 import type { Case } from "./cases.ts";
 import { type ContenderKind, takesPart } from "./contenders.ts";
 import { history } from "./history.ts";
-import { busyShare, describeCommit, describeMachine, keepAwake, watchStolen } from "./machine.ts";
+import { busyShare, describeCommit, describeMachine, watchStolen } from "./machine.ts";
 import { digits } from "./markdown.ts";
 import { type Options, parseOptions } from "./options.ts";
 import { plot } from "./plot.ts";
@@ -66,7 +67,7 @@ async function bench(options: Options, folder: string, scratch: Scratch): Promis
   const counting = options.probes.some(({ name }) => name === "system-calls" || name === "flushes");
   await session.prepare([...options.cases, ...(counting ? [systemCallsCase, ...flushCases] : [])]);
   const stolen = await watchStolen();
-  const sleep = await keepAwake();
+  const awake = await keepAwake();
   const results: CaseResult[] = [];
   for (const mode of options.modes) {
     await session.enter(mode);
@@ -81,13 +82,13 @@ async function bench(options: Options, folder: string, scratch: Scratch): Promis
     say(`probes: ${name}`);
     probes.push(...(await probeGroup(name, session, options, folder)));
   }
-  await sleep();
+  await awake.end();
   return {
     started: started.toISOString(),
     minutes: (Date.now() - started.getTime()) / 60_000,
     commit,
     machine,
-    load: { busyBefore, stolen: await stolen() },
+    load: { busyBefore, stolen: await stolen(), awake: awake.by },
     rounds: options.rounds,
     seconds: options.seconds,
     diskBytes: options.diskBytes,

@@ -34,7 +34,7 @@ function run(results: readonly CaseResult[]): Run {
       fileSystem: "ext4",
       versions: { fio: "3" },
     },
-    load: { busyBefore: 0.25, stolen: 0.01 },
+    load: { busyBefore: 0.25, stolen: 0.01, awake: "polling" },
     rounds: 2,
     seconds: 1,
     diskBytes: 2 ** 30,

@@ -1,5 +1,6 @@
 /** A run of the benchmark as Markdown. */
 
+import type { AwakeBy } from "./awake.ts";
 import { allBars, type Figure, type Judgement, judge } from "./bars.ts";
 import { contenderKinds } from "./contenders.ts";
 import { table } from "./markdown.ts";
@@ -46,6 +47,11 @@ export function report(run: Run): string {
   ].join("\n\n");
 }
 
+const AWAKE: Readonly<Record<AwakeBy, string>> = {
+  polling: "CPUs without work polled rather than halted.",
+  loops: "CPUs were kept from halting by busy loops of the lowest priority.",
+};
+
 function heading(run: Run): string[] {
   const { machine, load } = run;
   const versions = Object.entries(machine.versions).map(([name, value]) => `${name} ${value}`);
@@ -54,7 +60,7 @@ function heading(run: Run): string[] {
     `${run.started.slice(0, 16).replace("T", " ")} UTC, commit ${run.commit}, ${run.minutes.toFixed(1)} minutes.`,
     `${machine.cpu}, ${machine.cores} cores, ${(machine.memoryBytes / GIB).toFixed(0)} GiB, Linux ${machine.kernel}, ` +
       `${machine.fileSystem}; ${versions.join(", ")}. ` +
-      `Busy just before: ${percent(load.busyBefore)}; taken by the hypervisor meanwhile: ${percent(load.stolen)}.`,
+      `Busy just before: ${percent(load.busyBefore)}; taken by the hypervisor meanwhile: ${percent(load.stolen)}. ${AWAKE[load.awake]}`,
     `${run.rounds} rounds of ${run.seconds} s each; disks of ${(run.diskBytes / GIB).toFixed(1)} GiB. Ratios compare neighbours ` +
       "in the same round; what stands here is the median of the rounds, with minimum and maximum where there is room.",
     "Files are read and written by fio with io_uring, rings by ring-client, NBD servers by nbd-load: fio's NBD client takes more " +

@@ -1,5 +1,7 @@
 /** What a run of the benchmark yields, as it is kept in `build/bench/*.json`. Figures only; judging them is for reports. */
 
+import type { AwakeBy } from "./awake.ts";
+
 /** How file contents are cached, the same for all contenders of a case. */
 export type CacheMode = "buffered" | "direct";
 
@@ -70,6 +72,8 @@ export interface Load {
   readonly busyBefore: number;
   /** How much CPU time the hypervisor gave to others while it ran, from 0 to 1. */
   readonly stolen: number;
+  /** How CPUs were kept from halting. */
+  readonly awake: AwakeBy;
 }
 
 export interface Run {

@@ -12,7 +12,7 @@ function run(commit: string, results: readonly CaseResult[]): Run {
     minutes: 1,
     commit,
     machine: { cpu: "A CPU", cores: 2, memoryBytes: 1, kernel: "6.1", fileSystem: "ext4", versions: {} },
-    load: { busyBefore: 0, stolen: 0 },
+    load: { busyBefore: 0, stolen: 0, awake: "polling" },
     rounds: 3,
     seconds: 1,
     diskBytes: 1,

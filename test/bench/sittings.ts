@@ -35,7 +35,7 @@ const runSchema = z.object({
     fileSystem: z.string(),
     versions: z.record(z.string(), z.string()),
   }),
-  load: z.object({ busyBefore: figure, stolen: figure }),
+  load: z.object({ busyBefore: figure, stolen: figure, awake: z.enum(["polling", "loops"]) }),
   rounds: z.number(),
   seconds: z.number(),
   diskBytes: z.number(),
@@ -77,6 +77,7 @@ export function joined(earlier: Run, later: Run): Run {
     load: {
       busyBefore: Math.max(earlier.load.busyBefore, later.load.busyBefore),
       stolen: Math.max(earlier.load.stolen, later.load.stolen),
+      awake: later.load.awake,
     },
     rounds: Math.min(earlier.rounds, later.rounds),
     seconds: Math.min(earlier.seconds, later.seconds),
