@@ -24,7 +24,7 @@ impl Core {
             Lookup::Missing => {
                 let piece = self.park(piece);
                 if !self.load_bitmap(queue, place, vec![piece]) {
-                    self.starved.push(piece);
+                    self.starved.push_back(piece);
                 }
             }
         }

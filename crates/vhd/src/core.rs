@@ -32,6 +32,9 @@ use crate::status::Description;
 /// Sectors in the largest request that the engine takes: 1 GiB, so that a transfer's length fits a completion.
 pub(crate) const MAX_SECTORS: u32 = 1 << 21;
 
+/// So many parts that found no memory try again in vain before the others needn't.
+const RETRIES_IN_VAIN: usize = 64;
+
 /// The state of an open virtual disk.
 #[derive(Debug)]
 pub(crate) struct Core {
@@ -50,7 +53,7 @@ pub(crate) struct Core {
     pub(crate) allocator: Allocator,
     pub(crate) commit: CommitState,
     /// Parts that wait for staging memory or room in the bitmap cache.
-    pub(crate) starved: Vec<Piece>,
+    pub(crate) starved: VecDeque<Piece>,
     pub(crate) releases: Releases,
     /// Number of the next request.
     pub(crate) next_sequence: u64,
@@ -70,7 +73,7 @@ impl Core {
             finished: VecDeque::new(),
             cache: BitmapCache::new(bitmap_cache_bytes),
             commit: CommitState::default(),
-            starved: Vec::new(),
+            starved: VecDeque::new(),
             releases: Releases::default(),
             next_sequence: 0,
         }
@@ -243,18 +246,28 @@ impl Core {
         }
     }
 
-    /// Gives parts another chance that found no memory.
+    /// Gives parts another chance that found no memory. When several find none again, the others can't expect any either
+    /// before something ends that is in flight; and there may be a million of them, one for each block of a disk.
     pub(crate) fn retry_starved(&mut self, queue: &mut Queue) {
-        if !self.starved.is_empty() {
-            let starved = std::mem::take(&mut self.starved);
-            self.resume(queue, starved);
+        let mut in_vain = 0;
+        for _ in 0..self.starved.len() {
+            let Some(piece) = self.starved.pop_front() else {
+                return;
+            };
+            let others = self.starved.len();
+            self.advance(queue, piece);
+            self.part_done(piece.request, 0);
+            in_vain += usize::from(self.starved.len() > others);
+            if in_vain == RETRIES_IN_VAIN {
+                return;
+            }
         }
     }
 
     /// Fails the parts that found no memory, with a (positive) errno value.
     pub(crate) fn fail_starved(&mut self, errno: i32) {
         let starved = std::mem::take(&mut self.starved);
-        self.fail(starved, errno);
+        self.fail(starved.into(), errno);
     }
 
     fn write(&mut self, queue: &mut Queue, piece: Piece) {
@@ -309,7 +322,7 @@ impl Core {
                 }
                 Allocated::Starved => {
                     let piece = self.park(piece);
-                    self.starved.push(piece);
+                    self.starved.push_back(piece);
                 }
             };
         };

@@ -67,7 +67,7 @@ impl Core {
             }
         }
         let piece = self.park(piece);
-        self.starved.push(piece);
+        self.starved.push_back(piece);
         None
     }
 

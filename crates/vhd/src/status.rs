@@ -270,7 +270,7 @@ impl Core {
         let bytes = description.records.as_slice();
         let Some(chunk) = queue.staging.allocate(bytes.len()) else {
             let piece = self.park(piece);
-            self.starved.push(piece);
+            self.starved.push_back(piece);
             return;
         };
         queue.staging.chunk(chunk)[..bytes.len()].copy_from_slice(bytes);

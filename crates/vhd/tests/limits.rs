@@ -14,7 +14,7 @@ use vhd::format::batmap::{self, Batmap};
 use vhd::format::footer::{DiskType, Footer};
 use vhd::format::header::Header;
 use vhd::format::locator::ParentLocator;
-use vhd::record::RequestKind;
+use vhd::record::{FLAG_NO_HOLE, RequestKind, TdRequest};
 use vhd::{Driver, Engine, MAX_DYNAMIC_SIZE};
 
 thread_local! {
@@ -127,6 +127,35 @@ fn the_largest_disk_takes_memory_and_reads_for_its_table_alone() {
         (info.allocated_blocks, info.warnings),
         (blocks as u32, Vec::new())
     );
+}
+
+/// What a guest does that zeroes or discards a disk at once, of 255 GiB here. Each block waits for its bitmap, and nearly all
+/// for memory to load it. With a look at all of them whenever one bitmap is there, this takes minutes.
+#[test]
+fn requests_for_all_of_a_large_disk_at_once_end() {
+    let mut file = largest(&[]);
+    let mut engine = Engine::new(1 << 20);
+    file.open(&mut engine, false).expect("the image opens");
+    let before = file.operations;
+    let sectors = 1 << 21;
+    let requests = 255;
+    for index in 0..requests {
+        engine.submit(&TdRequest {
+            tag: index as u32,
+            kind: RequestKind::WriteZeroes as u8,
+            flags: FLAG_NO_HOLE,
+            sector: index * u64::from(sectors),
+            sectors,
+            region: support::GUEST,
+            buffer: 0,
+        });
+    }
+    let finished = file.drive(&mut engine);
+    assert_eq!(finished.len() as u64, requests);
+    assert!(finished.iter().all(|finished| finished.status == 0));
+    // A bitmap each: what is clear in it reads as zeros already.
+    let blocks = requests * u64::from(sectors) / u64::from(BLOCK / 512);
+    assert_eq!(file.operations - before, blocks);
 }
 
 #[test]

@@ -31,7 +31,7 @@ impl SparseFile {
     }
 
     /// Lets the engine work until it wants nothing more.
-    fn drive(&mut self, engine: &mut Engine) -> Vec<Finished> {
+    pub fn drive(&mut self, engine: &mut Engine) -> Vec<Finished> {
         let mut finished = Vec::new();
         loop {
             engine.run();
