@@ -118,6 +118,11 @@ export function makeRawFile(path: string, size: number): void {
   syncFolder(path);
 }
 
+/** Whether a path leads to a block device. */
+export function isBlockDevice(path: string): boolean {
+  return statSync(path, { throwIfNoEntry: false })?.isBlockDevice() ?? false;
+}
+
 /** Makes what happened to a name durable. */
 export function syncFolder(path: string): void {
   const folder = openSync(dirname(path), "r");

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
-use crate::error::last_errno;
+use crate::error::retried;
 
 /// A new event descriptor that doesn't block.
 ///
@@ -24,15 +24,8 @@ pub fn create() -> io::Result<OwnedFd> {
 /// other side has enough to wake up for.
 pub fn add(fd: RawFd) -> i32 {
     let one = 1u64;
-    loop {
-        // SAFETY: the descriptor reads eight bytes from `one`.
-        let result = unsafe { libc::write(fd, (&raw const one).cast(), size_of::<u64>()) };
-        match if result < 0 { last_errno() } else { 0 } {
-            0 => return 8,
-            error if error == -libc::EINTR => {}
-            error => return error,
-        }
-    }
+    // SAFETY: the descriptor reads eight bytes from `one`.
+    retried(|| unsafe { libc::write(fd, (&raw const one).cast(), size_of::<u64>()) })
 }
 
 /// Whether 1 can be added at once: the other side may make a descriptor that it shares with us block, and fill it. Nothing
@@ -50,18 +43,8 @@ pub fn has_room(fd: RawFd) -> bool {
 /// Takes the count. Result: 8, or a negative errno value; `-EAGAIN` if there is none.
 pub fn take(fd: RawFd) -> i32 {
     let mut count = 0u64;
-    loop {
-        // SAFETY: the descriptor writes at most eight bytes into `count`.
-        let result = unsafe { libc::read(fd, (&raw mut count).cast(), size_of::<u64>()) };
-        match if result < 0 {
-            last_errno()
-        } else {
-            result as i32
-        } {
-            error if error == -libc::EINTR => {}
-            result => return result,
-        }
-    }
+    // SAFETY: the descriptor writes at most eight bytes into `count`.
+    retried(|| unsafe { libc::read(fd, (&raw mut count).cast(), size_of::<u64>()) })
 }
 
 #[cfg(test)]

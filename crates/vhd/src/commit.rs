@@ -21,7 +21,7 @@ use crate::discard::Released;
 use crate::error::Result;
 use crate::extend::sync_leaf;
 use crate::format::bat::{self, ENTRIES_PER_SECTOR};
-use crate::io::Io;
+use crate::io::{Io, until};
 use crate::planted::{self, Bug};
 
 /// Bitmaps that are written between two barriers at most, which bounds the memory of a commit.
@@ -131,6 +131,18 @@ fn begin(core: &mut Core) -> Vec<u32> {
         core.fail_waiter(flush, errno);
     }
     writes
+}
+
+/// Commits for a task that needs it, once no other commit is at it. Those that wait meanwhile get the next one.
+///
+/// # Errors
+/// Those of a commit.
+pub(crate) async fn run_alone(core: &Rc<RefCell<Core>>, io: &Io) -> Result<()> {
+    until(|| !core.borrow().commit.running).await;
+    core.borrow_mut().commit.running = true;
+    let outcome = run(core, io).await;
+    core.borrow_mut().commit.running = false;
+    outcome
 }
 
 /// Makes everything durable that was written before the call.

@@ -311,11 +311,16 @@ impl Blocks {
         self.bitmap_sectors as usize * 512
     }
 
-    /// Where the bitmap of a new block goes that is placed at or behind `sector`, so that its data are aligned.
+    /// Where the bitmap of a new block goes that is placed at or behind `sector`.
     pub(crate) fn place(&self, sector: u64) -> u64 {
-        let bitmap = u64::from(self.bitmap_sectors);
-        (sector + bitmap).next_multiple_of(ALIGNMENT) - bitmap
+        place(sector, self.bitmap_sectors)
     }
+}
+
+/// Where a bitmap of so many sectors goes that is placed at or behind `sector`, so that the data behind it are aligned.
+pub(crate) fn place(sector: u64, bitmap_sectors: u32) -> u64 {
+    let bitmap = u64::from(bitmap_sectors);
+    (sector + bitmap).next_multiple_of(ALIGNMENT) - bitmap
 }
 
 /// Sectors of the bitmap of a block of `sectors_per_block` sectors: one bit a sector, whole sectors.

@@ -9,7 +9,7 @@ import prettyBytes from "pretty-bytes";
 import { interrupt } from "./interrupt.ts";
 
 /** What a shell says of a program whose reader went away (SIGPIPE). */
-const BROKEN_PIPE_STATUS = 141;
+export const BROKEN_PIPE_STATUS = 141;
 
 type Style = Parameters<typeof styleText>[0];
 

@@ -3,9 +3,9 @@
 import { writeSync } from "node:fs";
 import { errnoOf } from "../../tapdisk/errors.ts";
 import { ToolError } from "./failure.ts";
+import { BROKEN_PIPE_STATUS } from "./output.ts";
 
 const STDOUT = 1;
-const BROKEN_PIPE_STATUS = 141;
 const pause = new Int32Array(new SharedArrayBuffer(4));
 
 /**

@@ -1,8 +1,8 @@
 /** A worker thread: it has an engine and a port of its own, and looks at one image after the other. */
 
-import { statSync } from "node:fs";
 import { parentPort } from "node:worker_threads";
 import { loadEngineModule } from "../../engine/load-node.ts";
+import { isBlockDevice } from "../../host/files.ts";
 import { serversOf } from "../../host/in-use.ts";
 import { JobRunner } from "../../host/job-runner.ts";
 import { portModule } from "../../tapdisk/port.ts";
@@ -55,7 +55,7 @@ export async function examine(
 
 /** Where what is overwritten is saved when nothing is said. Folders of devices keep nothing when the power fails. */
 function undoBeside(path: string): string {
-  if (statSync(path, { throwIfNoEntry: false })?.isBlockDevice()) {
+  if (isBlockDevice(path)) {
     throw new ToolError(`${path} is a block device: --undo-file has to say where to save what is overwritten`);
   }
   return `${path}.undo`;

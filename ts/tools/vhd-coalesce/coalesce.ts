@@ -3,7 +3,7 @@
 import { existsSync, realpathSync, rmSync, statSync } from "node:fs";
 import { dirname } from "node:path";
 import * as z from "zod";
-import { HostFiles } from "../../host/files.ts";
+import { HostFiles, isBlockDevice } from "../../host/files.ts";
 import { serversOf } from "../../host/in-use.ts";
 import { portModule } from "../../tapdisk/port.ts";
 import { ToolError } from "../cli/failure.ts";
@@ -87,9 +87,9 @@ async function inPlace(request: Request, family: Family, level: number, jobs: Jo
   if (others.length > 0 && !request.force) {
     throw new ToolError(`${others.join(", ")}: other children of what is merged, which would read differently`);
   }
-  const device = family.chain.slice(0, level).find(({ path }) => statSync(path).isBlockDevice());
-  if (request.remove && device !== undefined) {
-    throw new ToolError(`${device.path} is a block device, which --remove can't remove`);
+  if (request.remove) {
+    const device = family.chain.slice(0, level).find(({ path }) => isBlockDevice(path));
+    if (device !== undefined) throw new ToolError(`${device.path} is a block device, which --remove can't remove`);
   }
   const job = { job: "coalesce", path: request.child, into: target.path, sparse: request.sparse };
   if (request.dryRun) {
@@ -151,8 +151,7 @@ async function merge(
 }
 
 function tellEstimate({ estimate }: Coalesced, target: string, { json }: Request): void {
-  const device = statSync(target, { throwIfNoEntry: false })?.isBlockDevice() ?? false;
-  const rate = device ? undefined : writeRate(dirname(target));
+  const rate = isBlockDevice(target) ? undefined : writeRate(dirname(target));
   const seconds = rate === undefined ? null : estimate.bytes / rate;
   tell({ event: "estimate", target, ...estimate, seconds }, json);
 }

@@ -1,9 +1,9 @@
-import { createWriteStream, fstatSync, mkdtempSync, rmSync, statSync } from "node:fs";
+import { createWriteStream, fstatSync, mkdtempSync, rmSync } from "node:fs";
 import { constants, tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { pipeline } from "node:stream/promises";
 import * as z from "zod";
-import { makeRawFile } from "../../host/files.ts";
+import { isBlockDevice, makeRawFile } from "../../host/files.ts";
 import { size as sizeSchema } from "../cli/arguments.ts";
 import { errnoValue, explain, ToolError, UsageError } from "../cli/failure.ts";
 import { StandardInput } from "../cli/input.ts";
@@ -164,7 +164,7 @@ async function making(
   try {
     await fill();
   } catch (error) {
-    if (statSync(path).isBlockDevice()) {
+    if (isBlockDevice(path)) {
       const status = error instanceof ToolError ? error.status : errnoValue(error);
       throw new ToolError(`${explain(error)}; what ${path} has now is incomplete`, status);
     }

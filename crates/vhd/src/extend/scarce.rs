@@ -23,38 +23,55 @@ pub(super) fn can_wait(core: &Core) -> bool {
 pub(super) async fn bring_back(core: &Rc<RefCell<Core>>, io: &Io) -> Result<bool> {
     until(|| !core.borrow().commit.running).await;
     if !core.borrow().releases.named.is_empty() {
-        core.borrow_mut().commit.running = true;
-        let committed = commit::run(core, io).await;
-        core.borrow_mut().commit.running = false;
-        committed?;
+        commit::run_alone(core, io).await?;
     }
-    while {
-        until(|| is_decided(&core.borrow())).await;
-        fail_oldest(&mut core.borrow_mut())
-    } {}
-    if begin(&mut core.borrow_mut()) {
-        let reclaimed = reclaim(core, io).await;
-        core.borrow_mut().releases.reclaiming = false;
-        reclaimed?;
+    loop {
+        until(|| next(&core.borrow()).is_some()).await;
+        let next = next(&core.borrow());
+        match next {
+            Some(Next::FailOldest) => fail_oldest(&mut core.borrow_mut()),
+            Some(Next::Reclaim) => {
+                core.borrow_mut().releases.reclaiming = true;
+                let reclaimed = reclaim(core, io).await;
+                core.borrow_mut().releases.reclaiming = false;
+                reclaimed?;
+                break;
+            }
+            Some(Next::Nothing) | None => break,
+        }
     }
     Ok(core.borrow().allocator.peek().is_some())
 }
 
-/// Whether there is nothing more to wait for.
-fn is_decided(core: &Core) -> bool {
-    let releases = &core.releases;
-    let nothing_comes = releases.unnamed.is_empty() && !releases.reclaiming;
-    core.allocator.peek().is_some()
-        || nothing_comes
-        || releases.can_reclaim(core.oldest_request())
-        || !releases.reclaiming && oldest_waits(core)
+/// What can be done for those that wait.
+enum Next {
+    /// There is a place, or none will come.
+    Nothing,
+    /// Making places free.
+    Reclaim,
+    /// Failing the oldest request, which waits for a place itself and keeps places from being used.
+    FailOldest,
 }
 
-/// Whether the oldest request in flight waits for a place itself.
-fn oldest_waits(core: &Core) -> bool {
-    let oldest = core.oldest_request();
+/// What to do, if that is decided.
+fn next(core: &Core) -> Option<Next> {
+    let (releases, oldest) = (&core.releases, core.oldest_request());
+    let nothing_comes = releases.unnamed.is_empty() && !releases.reclaiming;
+    if core.allocator.peek().is_some() || nothing_comes {
+        Some(Next::Nothing)
+    } else if releases.can_reclaim(oldest) {
+        Some(Next::Reclaim)
+    } else if !releases.reclaiming && waits(core, oldest) {
+        Some(Next::FailOldest)
+    } else {
+        None
+    }
+}
+
+/// Whether the request of this number waits for a place.
+fn waits(core: &Core, request: u64) -> bool {
     let mut waiting = core.allocator.waiting.iter();
-    waiting.any(|piece| sequence(core, piece.request) == Some(oldest))
+    waiting.any(|piece| sequence(core, piece.request) == Some(request))
 }
 
 fn sequence(core: &Core, request: u32) -> Option<u64> {
@@ -63,27 +80,12 @@ fn sequence(core: &Core, request: u32) -> Option<u64> {
         .map(|request| request.sequence)
 }
 
-/// Fails the oldest request if it keeps places from being used for which it waits itself. Returns whether it did.
-fn fail_oldest(core: &mut Core) -> bool {
+fn fail_oldest(core: &mut Core) {
     let oldest = core.oldest_request();
-    let releases = &core.releases;
-    let is_free = core.allocator.peek().is_some() || releases.unnamed.is_empty();
-    if is_free || releases.can_reclaim(oldest) || releases.reclaiming || !oldest_waits(core) {
-        return false;
-    }
     let waiting = std::mem::take(&mut core.allocator.waiting);
     let (failed, others) = waiting
         .into_iter()
         .partition(|piece| sequence(core, piece.request) == Some(oldest));
     core.allocator.waiting = others;
     core.fail(failed, errno::ENOSPC);
-    true
-}
-
-/// Begins to make places free, if that can be done.
-fn begin(core: &mut Core) -> bool {
-    let oldest = core.oldest_request();
-    let can_reclaim = core.allocator.peek().is_none() && core.releases.can_reclaim(oldest);
-    core.releases.reclaiming |= can_reclaim;
-    can_reclaim
 }

@@ -114,6 +114,12 @@ pub fn header_offset(table_offset: u64, max_table_entries: u32) -> u64 {
         .unwrap_or(u64::MAX)
 }
 
+/// Sectors of the map of an image whose BAT has `max_table_entries` entries.
+#[must_use]
+pub fn map_sectors(max_table_entries: u32) -> u32 {
+    max_table_entries.div_ceil(8 * 512).max(1)
+}
+
 /// Bytes of the map that count for a disk of `current_size` bytes: the part that is read, and that the checksum covers.
 /// As blktap does it, blocks that begin a byte which they don't fill have no bit where that byte would begin a sector.
 #[must_use]

@@ -8,7 +8,7 @@ use crate::format::batmap::{self, Batmap};
 use crate::format::bitmap;
 use crate::format::footer::{self, Footer};
 use crate::format::header::{self, Header};
-use crate::image::{ALIGNMENT, MAX_BAT_ENTRIES, MAX_DYNAMIC_SIZE, bitmap_sectors};
+use crate::image::{self, MAX_BAT_ENTRIES, MAX_DYNAMIC_SIZE, bitmap_sectors};
 use crate::metadata::{padded, room, with_locators};
 use crate::open::{Driver, FileSpec};
 use crate::parent_link::ParentLink;
@@ -187,9 +187,9 @@ impl Blank {
         if image.block_size == BLOCK_SIZE {
             footer.promise_batmap();
             let map_at = end + batmap::HEADER_LENGTH as u64;
-            let sectors = entries.div_ceil(8 * 512).max(1);
-            batmap = Some((end, Batmap::new(map_at, sectors as u32)));
-            end = map_at + sectors * 512;
+            let sectors = batmap::map_sectors(header.max_table_entries);
+            batmap = Some((end, Batmap::new(map_at, sectors)));
+            end = map_at + u64::from(sectors) * 512;
         }
         let names = image.parent.map(ParentLink::names).unwrap_or_default();
         let mut names_at = Vec::new();
@@ -226,9 +226,8 @@ impl Blank {
         };
         let entry = self.table.get_mut(block).ok_or_else(no_room)?;
         if *entry == bat::UNUSED {
-            let bitmap = u64::from(self.bitmap_sectors);
-            let place = (self.end + bitmap).next_multiple_of(ALIGNMENT) - bitmap;
-            let end = place + bitmap + self.block_sectors;
+            let place = image::place(self.end, self.bitmap_sectors);
+            let end = place + u64::from(self.bitmap_sectors) + self.block_sectors;
             let fits = limit.is_none_or(|limit| end * 512 <= limit);
             *entry = u32::try_from(place)
                 .ok()

@@ -3,7 +3,8 @@
 //! The journal holds what the image had in the places that the resize writes: its metadata first, then blocks before they
 //! were moved. While the resize is at it, the image's footers say `v_poison` instead of their cookie. Everything goes back,
 //! the copy of the footer at offset 0 last, so that the image is refused until all is there; then the journal is removed.
-//! What is in it is checked before the first write. (It takes a guest's data in, for their checksums, which otherwise only mending a displaced block does.)
+//! What is in it is checked before the first write. (It takes a guest's data in, for their checksums, which otherwise only
+//! mending a displaced block does.)
 //!
 //! The journal: a header of 512 bytes, then entries of 32 bytes, each with its data behind it. Source: what `vhd-util resize`
 //! of blktap 4.0.8 writes.

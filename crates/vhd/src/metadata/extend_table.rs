@@ -43,7 +43,7 @@ impl Metadata {
         let mut in_place = Vec::new();
         let batmap = self.batmap.as_ref().map(|batmap| {
             let offset = end + batmap::HEADER_LENGTH as u64;
-            let sectors = entries.div_ceil(8 * 512);
+            let sectors = batmap::map_sectors(entries);
             let map = self.full_map(u64::from(sectors) * 512);
             let batmap = Batmap {
                 offset,

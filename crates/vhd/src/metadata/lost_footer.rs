@@ -16,8 +16,8 @@ const SEARCH: u64 = 1 << 30;
 /// Pieces at the end of a file that may be zeros though they are no holes.
 const PIECES: usize = 64;
 
-/// If `file` does not begin like an image with a BAT and ends with zeros, and the last sector before them is the footer of a fixed disk that ends there, cuts them off.
-/// Returns whether it did.
+/// If `file` does not begin like an image with a BAT and ends with zeros, and the last sector before them is the footer of a
+/// fixed disk that ends there, cuts them off. Returns whether it did.
 ///
 /// # Errors
 /// An I/O error.

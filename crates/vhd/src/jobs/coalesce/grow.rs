@@ -9,7 +9,7 @@ use super::{CoalesceSpec, Cut};
 use crate::chain;
 use crate::error::{Error, Result};
 use crate::grow::{self, most_bytes};
-use crate::image::{Image, Layout};
+use crate::image::Layout;
 use crate::jobs::{Context, resize};
 use crate::metadata::Metadata;
 use crate::open::Driver;
@@ -116,8 +116,7 @@ fn in_the_way(errno: i32, path: &str) -> Error {
 /// # Errors
 /// Those of growing an open disk.
 pub(super) async fn open_target(context: &Context, target: &Target, sectors: u64) -> Result<()> {
-    let is_smaller = |image: &Image| image.sectors < sectors;
-    if !is_smaller(target.core().borrow_mut().leaf()) {
+    if target.core().borrow_mut().leaf().sectors >= sectors {
         return Ok(());
     }
     context.begin("growing", 0);

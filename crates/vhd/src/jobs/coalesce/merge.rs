@@ -24,8 +24,8 @@ pub(super) struct Done {
     pub(super) zeroed: u64,
 }
 
-/// Merges the sectors from `from` on, with `work` bytes to write. When it returns, what was written is durable, and the target is closed, also after
-/// an error where that was possible.
+/// Merges the sectors from `from` on, with `work` bytes to write. When it returns, what was written is durable, and the
+/// target is closed, also after an error where that was possible.
 ///
 /// # Errors
 /// An I/O error; that the job was cancelled.

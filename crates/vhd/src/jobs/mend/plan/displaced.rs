@@ -5,7 +5,7 @@ use super::{Content, MISPLACED, NEW_BATMAP, Piece, Planner, Step, new_batmap, wh
 use crate::format::bat::{self, ENTRIES_PER_SECTOR};
 use crate::format::batmap::{self, Batmap};
 use crate::format::header::{self, Header};
-use crate::image::ALIGNMENT;
+use crate::image;
 use crate::jobs::check::bitmaps::Bitmaps;
 use crate::jobs::check::checkup::{Range, overlaps, sectors};
 use crate::jobs::check::codes;
@@ -28,7 +28,7 @@ impl Room {
         let entries = header.max_table_entries;
         Self {
             at: batmap::header_offset(header.table_offset, entries),
-            sectors: entries.div_ceil(8 * 512).max(1),
+            sectors: batmap::map_sectors(entries),
         }
     }
 
@@ -103,8 +103,7 @@ impl Planner<'_> {
     /// a guest wrote; then the block, then its BAT entry.
     fn moving(&self, table: &Table, header: &Header, block: u32, from: u32) -> Option<Vec<Piece>> {
         let footers = &self.examined.footers;
-        let bitmap = u64::from(table.bitmap_sectors);
-        let place = (table.data_end + bitmap).next_multiple_of(ALIGNMENT) - bitmap;
+        let place = image::place(table.data_end, table.bitmap_sectors);
         let to = u32::try_from(place).ok().filter(|to| *to != bat::UNUSED)?;
         let (length, end) = (table.span() * 512, (place + table.span()) * 512);
         let mut pieces = Vec::new();
